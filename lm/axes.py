@@ -1,0 +1,106 @@
+"""The tables that everything about parameters is derived from: path to letters, letters to mesh axes.
+
+Dimension letters (the scaling book's): B batch, T query length, S key/value length, D model
+width, F feed-forward width, N query heads, K key/value heads, H head width, V vocabulary,
+L layers (stacked), P learned positions. A parameter's letters say how it is initialized (fans), how it is
+sharded, whether it is decayed, and along which axes Muon orthogonalizes it.
+"""
+
+from collections.abc import Mapping
+
+# Every parameter of the model: path -> dimension letters.
+PARAMETERS: Mapping[str, str] = {
+    "embed/tokens/embedding": "VD",
+    "embed/positions/embedding": "PD",
+    "layers/attention_norm/scale": "LD",
+    "layers/attention_norm/bias": "LD",
+    "layers/attention/query/kernel": "LDNH",
+    "layers/attention/query/bias": "LNH",
+    "layers/attention/key/kernel": "LDKH",
+    "layers/attention/key/bias": "LKH",
+    "layers/attention/value/kernel": "LDKH",
+    "layers/attention/value/bias": "LKH",
+    "layers/attention/query_norm/scale": "LH",
+    "layers/attention/key_norm/scale": "LH",
+    "layers/attention/out/kernel": "LNHD",
+    "layers/attention/out/bias": "LD",
+    "layers/mlp_norm/scale": "LD",
+    "layers/mlp_norm/bias": "LD",
+    "layers/mlp/gate/kernel": "LDF",
+    "layers/mlp/up/kernel": "LDF",
+    "layers/mlp/up/bias": "LF",
+    "layers/mlp/gate/bias": "LF",
+    "layers/mlp/down/kernel": "LFD",
+    "layers/mlp/down/bias": "LD",
+    "final_norm/scale": "D",
+    "final_norm/bias": "D",
+    "head/kernel": "DV",
+}
+
+# Letter -> mesh axes, tried in order; an axis that does not divide the size is left out.
+# Parameters shard their width over `fsdp`; activations never shard D, they shard the batch.
+MESH_AXES = ("data", "fsdp")
+PARAMETER_AXES: Mapping[str, tuple[str, ...]] = {"D": ("fsdp",)}
+OPTIMIZER_AXES: Mapping[str, tuple[str, ...]] = {"D": ("fsdp",)}
+ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {"B": ("data", "fsdp")}
+
+
+def letters(path: str) -> str:
+    """Return a parameter's dimension letters.
+
+    Raises:
+      KeyError: the path is not in the table (a new parameter must be added to it).
+    """
+    return PARAMETERS[path]
+
+
+def partition(
+    dims: str, sizes: tuple[int, ...], table: Mapping[str, tuple[str, ...]], mesh: Mapping[str, int]
+) -> tuple[tuple[str, ...] | None, ...]:
+    """Return, per dimension, the mesh axes that shard it (None: not sharded).
+
+    Args:
+      dims: dimension letters, e.g. `LDNH`.
+      sizes: the array's shape.
+      table: letter -> mesh axes.
+      mesh: mesh axis -> size.
+
+    An axis is used where it still divides the dimension and no earlier dimension uses it.
+    """
+    used: set[str] = set()
+    spec: list[tuple[str, ...] | None] = []
+    for letter, size in zip(dims, sizes, strict=True):
+        chosen: list[str] = []
+        for axis in table.get(letter, ()):
+            if axis not in used and mesh.get(axis, 1) > 1 and size % mesh[axis] == 0:
+                chosen.append(axis)
+                used.add(axis)
+                size //= mesh[axis]
+        spec.append(tuple(chosen) or None)
+    return tuple(spec)
+
+
+def matrix_axes(dims: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return (input axes, output axes) of a matmul's kernel, or None for norms, biases and embeddings.
+
+    `LDNH` -> ((1,), (2, 3)): D is contracted, N and H come out, L is a stack of such matrices.
+    `LNHD` -> ((1, 2), (3,)). This is what Muon orthogonalizes, what weight decay acts on, and
+    where initializers take their fans from; array rank says nothing about it.
+    """
+    core = dims.removeprefix("L")
+    offset = len(dims) - len(core)
+    splits = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DV": 1}
+    if core not in splits:
+        return None
+    cut = splits[core] + offset
+    return tuple(range(offset, cut)), tuple(range(cut, len(dims)))
+
+
+def is_matrix(path: str) -> bool:
+    """True for kernels inside the blocks (Muon's parameters): not embeddings, head, norms or biases."""
+    return path.startswith("layers/") and matrix_axes(letters(path)) is not None
+
+
+def is_decayed(path: str) -> bool:
+    """True for what weight decay acts on: kernels and embeddings, not norms and biases."""
+    return path.endswith(("/kernel", "/embedding"))

@@ -1,0 +1,92 @@
+"""Reading an Orbax checkpoint with numpy and TensorStore alone: no JAX, no mesh, no model code."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lm.checkpoint.layout import ARRAY_ITEMS
+from lm.errors import DamagedFileError, UsageError
+from lm.storage import exists, is_remote, join, read_bytes
+
+
+class CheckpointReader:
+    """One checkpoint's content, read lazily.
+
+    Args:
+      path: the folder of one step.
+
+    Raises (here and in every method):
+      DamagedFileError: something that must be there is missing or cannot be read.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._metadata: dict[str, Mapping] = {}
+        if not exists(join(path, "_CHECKPOINT_METADATA")):
+            raise self._damaged("it was not written to its end (no _CHECKPOINT_METADATA)")
+
+    def _damaged(self, reason: str) -> DamagedFileError:
+        return DamagedFileError(f'checkpoint "{self.path}" is damaged: {reason}')
+
+    def items(self) -> list[str]:
+        """Return the array items that are there: `params`, `opt_state`, …"""
+        return [name for name in ARRAY_ITEMS if exists(join(self.path, name))]
+
+    def json(self, item: str) -> dict[str, Any]:
+        """Return a JSON item: `data` or `meta`."""
+        return self._load_json(join(self.path, item, "metadata"))
+
+    def _load_json(self, path: str) -> dict[str, Any]:
+        try:
+            return json.loads(read_bytes(path))
+        except (UsageError, ValueError) as error:
+            raise self._damaged(f'"{path}" is missing or not JSON') from error
+
+    def leaves(self, item: str) -> list[str]:
+        """Return the paths of an item's arrays, e.g. `layers/mlp/up/kernel`, in the order written."""
+        return list(self._entries(item))
+
+    def _entries(self, item: str) -> Mapping[str, str]:
+        if item not in self._metadata:
+            tree = self._load_json(join(self.path, item, "_METADATA"))["tree_metadata"].values()
+            keys = [
+                [key["key"] for key in leaf["key_metadata"]]
+                for leaf in tree
+                if leaf["value_metadata"]["value_type"] != "None"
+            ]
+            self._metadata[item] = {"/".join(key): ".".join(key) for key in keys}
+        return self._metadata[item]
+
+    def open(self, item: str, path: str):
+        """Return one array as a TensorStore: it has `shape` and `dtype`, and `store[index].read()`."""
+        import tensorstore as ts
+
+        folder = join(self.path, item)
+        base = folder.rstrip("/") + "/" if is_remote(folder) else {"driver": "file", "path": folder.rstrip("/") + "/"}
+        try:
+            name = self._entries(item)[path]
+        except KeyError as error:
+            raise self._damaged(f"{item} has no array {path}") from error
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        try:
+            return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+        except ValueError as error:
+            raise self._damaged(f"{item}/{path} cannot be opened ({_reason(error)})") from error
+
+    def read(self, item: str, path: str, index: Any = ...) -> np.ndarray:
+        """Return one array, or a slice of it."""
+        return self.finish(item, path, self.open(item, path)[index].read())
+
+    def finish(self, item: str, path: str, future) -> np.ndarray:
+        """Wait for a TensorStore read of an array that `open` gave."""
+        try:
+            return np.asarray(future.result())
+        except ValueError as error:
+            raise self._damaged(f"{item}/{path} cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """TensorStore appends its whole specification; the first clause says what happened."""
+    return " ".join(str(error).split(" [")[0].split())[:200]

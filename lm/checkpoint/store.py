@@ -1,0 +1,183 @@
+"""Writing checkpoints with Orbax, asynchronous and atomic, and restoring them onto any mesh.
+
+Orbax writes; `CheckpointReader` reads, straight onto each device's own part of each array, so
+that a file that is not whole is one clear line with the array's path in it.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from lm.checkpoint.layout import ARRAY_ITEMS, JSON_ITEMS, finished_steps, unfinished
+from lm.checkpoint.reader import CheckpointReader
+from lm.errors import DamagedFileError, LmError, UsageError
+from lm.storage import filesystem, is_remote, join, make_folder
+from lm.tree import map_with_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """One checkpoint's content."""
+
+    step: int
+    items: Mapping[str, Any]  # array trees by item name
+    data: Mapping[str, Any]  # rows consumed, the manifest's hash
+    meta: Mapping[str, Any]  # fingerprint, config
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: holds one folder per step.
+      keep: newest checkpoints that stay.
+      warn: gets one line about each checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: str, *, keep: int = 2, warn: Callable[[str], None] = lambda line: None):
+        self.folder = folder
+        self._keep = keep
+        self._warn = warn
+        self._writer = None
+
+    def steps(self) -> list[int]:
+        """Return the steps that can be restored, oldest first."""
+        return finished_steps(self.folder)
+
+    def save(self, step: int, items: Mapping[str, Any], *, data: Mapping, meta: Mapping) -> None:
+        """Start writing a checkpoint; arrays are copied before this returns, files follow in the background.
+
+        Raises:
+          LmError: the folder cannot be written, or the previous background save failed.
+        """
+        self.wait()
+        make_folder(self.folder)
+        import orbax.checkpoint as ocp  # 0.3 s: only where checkpoints are written
+
+        save = ocp.args
+        arguments = {name: save.StandardSave(items[name]) for name in ARRAY_ITEMS if jax.tree.leaves(items.get(name))}
+        arguments |= {"data": save.JsonSave(dict(data)), "meta": save.JsonSave(dict(meta))}
+        if self._writer is None:
+            names = ARRAY_ITEMS + JSON_ITEMS
+            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(*names))
+        try:
+            self._writer.save(self._absolute(step), args=save.Composite(**arguments), force=True)
+        except (OSError, ValueError) as error:
+            raise LmError(f'cannot write checkpoint "{join(self.folder, str(step))}": {_one_line(error)}') from error
+
+    def wait(self) -> None:
+        """Wait for the background save, then remove checkpoints beyond `keep`.
+
+        Raises:
+          LmError: the save failed; the checkpoints before it are untouched.
+        """
+        if self._writer is None:
+            return
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:  # Orbax raises whatever its worker thread raised
+            raise LmError(f'cannot write a checkpoint in "{self.folder}": {_one_line(error)}') from error
+        if jax.process_index() == 0:
+            for step in self.steps()[: -self._keep]:
+                self._remove(join(self.folder, str(step)))
+
+    def close(self) -> None:
+        """Finish the background save and stop its threads."""
+        if self._writer is not None:
+            self.wait()
+            self._writer.close()
+            self._writer = None
+
+    def discard_unfinished(self) -> None:
+        """Remove checkpoints whose writing was cut off, with one line for each. For the run's own process only."""
+        for path in unfinished(self.folder):
+            self._warn(f'ignoring half-written checkpoint "{path}"')
+            if jax.process_index() == 0:
+                self._remove(path)
+
+    def restore(self, targets: Mapping[str, Any], *, step: int | None = None) -> Restored:
+        """Restore items onto the shardings of their targets.
+
+        Args:
+          targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings; other items are not read.
+          step: None: the newest that can be read; damaged ones are passed over with a warning.
+
+        Raises:
+          UsageError: there is no checkpoint, or not the step asked for.
+          DamagedFileError: the step asked for, or every one there is, cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UsageError(f'no checkpoint in "{self.folder}".')
+        if step is not None:
+            if step not in steps:
+                raise UsageError(f'no checkpoint of step {step} in "{self.folder}"; there are {steps}.')
+            return self._restore(targets, step)
+        for candidate in reversed(steps):
+            try:
+                return self._restore(targets, candidate)
+            except DamagedFileError as error:
+                self._warn(f"passing over a damaged checkpoint: {error}")
+        raise DamagedFileError(f'no checkpoint in "{self.folder}" can be read; the newest is {steps[-1]}.')
+
+    def _restore(self, targets: Mapping[str, Any], step: int) -> Restored:
+        reader = CheckpointReader(join(self.folder, str(step)))
+        data, meta = reader.json("data"), reader.json("meta")
+        return Restored(step, {name: restore_tree(reader, name, tree) for name, tree in targets.items()}, data, meta)
+
+    def _absolute(self, step: int):
+        from etils import epath
+
+        path = epath.Path(join(self.folder, str(step)))
+        return path if is_remote(self.folder) else path.absolute()
+
+    def _remove(self, path: str) -> None:
+        if is_remote(path):
+            filesystem(path).rm(path, recursive=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
+    """Read an item onto the devices: every device gets just its own part of each array.
+
+    Args:
+      reader: an open checkpoint.
+      item: e.g. `params`.
+      target: tree of `jax.ShapeDtypeStruct` with shardings, of any mesh.
+
+    Raises:
+      DamagedFileError: an array is missing, unreadable, or of another shape or type than its target.
+    """
+
+    def start(path: str, leaf):
+        store = reader.open(item, path)
+        if tuple(store.shape) != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:
+            raise DamagedFileError(
+                f'checkpoint "{reader.path}": {item}/{path} is {store.dtype.name}{list(store.shape)}, '
+                f"expected {leaf.dtype}{list(leaf.shape)}."
+            )
+        # One read per distinct part, all under way at once; replicas share it.
+        parts = {_key(index, leaf.shape): index for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()}
+        return leaf, {key: store[index].read() for key, index in parts.items()}
+
+    def finish(path: str, started):
+        leaf, futures = started
+        parts = {key: reader.finish(item, path, future) for key, future in futures.items()}
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: parts[_key(index, leaf.shape)])
+
+    started = map_with_path(start, target)
+    is_started = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], jax.ShapeDtypeStruct)  # noqa: E731
+    return map_with_path(finish, started, is_leaf=is_started)
+
+
+def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

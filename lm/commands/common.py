@@ -1,0 +1,166 @@
+"""What the verbs share: reading config files, opening runs, and the parts handed to the loop."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm.config import Config, apply_overrides, resolve
+from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+from lm.storage import cache_root, exists, join, read_text
+
+
+def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
+    """Run a config file's `get_config()` and apply overrides; returns a ConfigDict that is not resolved yet.
+
+    Raises:
+      UsageError: there is no such file.
+      ConfigError: it has no `get_config`, raises, or an override is wrong.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f'no config file "{path}". Try experiments/tiny.py.')
+    spec = importlib.util.spec_from_file_location("lm_experiment", path)
+    if spec is None:
+        raise ConfigError(f'"{path}" is not a Python file with a get_config().')
+    module = importlib.util.module_from_spec(spec)
+    folder = os.path.dirname(os.path.abspath(path))
+    sys.path[:0] = [os.getcwd(), folder]  # so that "package.module:Name" beside the config is found
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except LmError:
+        raise
+    except Exception as error:  # the user's own file: whatever is wrong in it is a config error
+        raise ConfigError(f'"{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
+    apply_overrides(config, overrides)
+    return config
+
+
+def setup_jax(config_cache: str | None = None):
+    """Import JAX and keep compiled programs beside the data cache, so that a second run starts fast."""
+    import jax
+
+    folder = join(cache_root(config_cache), "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return jax
+
+
+def resolve_here(config_dict) -> Config:
+    """Resolve a config against the devices of this machine."""
+    from lm.parallel.devices import detect
+
+    jax = setup_jax((config_dict.get("data") or {}).get("cache"))
+    return resolve(config_dict, devices=jax.device_count(), capabilities=detect())
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A trained model, ready to use on the devices of this machine."""
+
+    config: Config
+    info: dict[str, Any]  # config.json
+    model: Any
+    mesh: Any
+    params: Any
+    tokenizer: Any
+    step: int
+
+
+def read_run_info(workdir: str) -> dict[str, Any]:
+    """Return a run's `config.json`.
+
+    Raises:
+      UsageError: the folder holds no run.
+      DamagedFileError: the file is not JSON.
+    """
+    path = join(workdir, "config.json")
+    if not exists(path):
+        raise UsageError(f'no run in "{workdir}" (it has no config.json). Give the --workdir of an `lm train`.')
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
+
+
+def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) -> OpenedRun:
+    """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it.
+
+    Args:
+      workdir: the run's folder.
+      step: None: the newest checkpoint that can be read.
+
+    Raises:
+      UsageError: no run, no checkpoint, or not that step.
+      DamagedFileError: the checkpoint cannot be read.
+    """
+    info = read_run_info(workdir)
+    jax = setup_jax()
+    from lm.checkpoint.store import Checkpoints
+    from lm.parallel.devices import detect
+    from lm.parallel.mesh import make_mesh, parameter_shardings
+    from lm.tokenizer import load_tokenizer
+    from lm.train.step import build_model
+
+    plain = info["config"]
+    plain["parallel"] = {"data": -1}
+    plain["model"]["attention"] = "auto"
+    plain["data"]["batch_size"] = max(plain["data"]["batch_size"], jax.device_count())
+    plain["data"]["batch_size"] -= plain["data"]["batch_size"] % jax.device_count()
+    plain["optimizer"]["accumulation_steps"] = 1
+    config = resolve(plain, devices=jax.device_count(), capabilities=detect())
+    mesh = make_mesh(config.parallel)
+    model = build_model(config, mesh)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    targets = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, parameter_shardings(mesh, shapes)
+    )
+    checkpoints = Checkpoints(join(workdir, "checkpoints"), warn=note)
+    restored = checkpoints.restore({"params": targets}, step=step)
+    tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
+    return OpenedRun(config, info, model, mesh, restored.items["params"], tokenizer, restored.step)
+
+
+def note(line: str) -> None:
+    """Print one line to stderr."""
+    print(f"lm: {line}", file=sys.stderr)
+
+
+def progress_line(what: str) -> Callable[[int, int], None]:
+    """Return `show(done, total)`, which keeps one line of rate and time left on stderr (a terminal's only)."""
+    start = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - last < 0.2 and done < total):
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (total - done)
+        end = "\n" if done >= total else ""
+        print(f"\r{what}: {done}/{total}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def data_progress(show: Callable[[str], None]) -> Callable[[str, int], None]:
+    """Return `progress(stage, done)` for `lm.data.prepare`, which shows a line per stage and every five seconds."""
+    stage_start = last = 0.0
+    current = ""
+
+    def progress(stage: str, done: int) -> None:
+        nonlocal stage_start, last, current
+        now = time.monotonic()
+        if stage != current:
+            current, stage_start, last = stage, now, now
+            show(f"preparing data: {stage}")
+        elif now - last >= 5:
+            last = now
+            show(f"preparing data: {stage}, {done:,} characters, {done / (now - stage_start) / 1e6:.1f} M a second")
+
+    return progress

@@ -1,0 +1,97 @@
+"""`lm eval`: loss, perplexity and bits per byte of a checkpoint."""
+
+import argparse
+import json
+import os
+
+from lm.commands import common
+from lm.errors import UsageError
+
+HELP = "Loss, perplexity and bits per byte of a checkpoint on a split of its data or on text files."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument(
+        "--data",
+        default="validation",
+        metavar="WHAT",
+        help="train, validation or test of the run's own data, or a text file, folder or glob (default: validation)",
+    )
+    parser.add_argument("--stride", type=int, help="new tokens per window (default: half the window)")
+    parser.add_argument("--sequence-length", type=int, help="tokens per window (default: the training length)")
+    parser.add_argument("--batch-size", type=int, help="windows at a time (default: the training batch)")
+    parser.add_argument("--max-tokens", type=int, help="score this many tokens only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.epilog = (
+        "example:\n  lm eval --checkpoint runs/tiny --data validation --stride 32\n\n"
+        "Windows never cross documents; each window after a document's first scores its last `stride` tokens."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    opened = common.open_run(args.checkpoint, args.step)
+    config = opened.config
+    length = args.sequence_length or config.data.sequence_length
+    if config.model.positions == "learned" and length > config.model.max_positions:
+        raise UsageError(f"--sequence-length {length}: the model has {config.model.max_positions} learned positions.")
+    stride = args.stride or max(1, length // 2)
+    if not 1 <= stride <= length:
+        raise UsageError(f"--stride {stride}: expected 1 to {length}, the window's length.")
+    shards = opened.mesh.size
+    batch_size = args.batch_size or config.data.batch_size
+    if batch_size % shards:
+        raise UsageError(f"--batch-size {batch_size}: expected a multiple of the {shards} devices.")
+
+    from lm.data.windows import EvalBatches
+    from lm.evaluate import LossEvaluator
+    from lm.parallel.loss import make_cross_entropy
+
+    options = {"sequence_length": length, "batch_size": batch_size, "stride": stride, "max_tokens": args.max_tokens}
+    if args.data in ("train", "validation", "test") and not os.path.exists(args.data):
+        batches = EvalBatches.of_split(_own_data(opened), args.data, **options)
+    else:
+        batches = EvalBatches.of_texts(opened.tokenizer, _texts(args.data), **options)
+    evaluator = LossEvaluator(opened.model, opened.mesh, make_cross_entropy(opened.mesh))
+    show = common.progress_line("batches")
+    figures = evaluator(opened.params, batches, progress=lambda done: show(done, len(batches)))
+    result = {
+        **figures,
+        "data": args.data,
+        "stride": stride,
+        "sequence_length": length,
+        "step": opened.step,
+        "checkpoint": args.checkpoint,
+    }
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(f"bits per byte: {result['bits_per_byte']:.4f}")
+    print(f"loss:          {result['loss']:.4f} nats per token")
+    print(f"perplexity:    {result['perplexity']:.3f}")
+    print(f"scored:        {result['tokens']} tokens, {result['bytes']} bytes of {args.data}")
+    print(f"windows:       {length} tokens, stride {stride}; checkpoint of step {opened.step}")
+
+
+def _own_data(opened):
+    """Open the run's own data, and check that it is what the run was trained on."""
+    from lm.data.dataset import open_data
+    from lm.data.prepare import prepare
+
+    dataset = open_data(prepare(opened.config.data, progress=common.data_progress(common.note)))
+    expected = opened.info["data"]["manifest_hash"]
+    if dataset.hash != expected:
+        raise UsageError(
+            f"the run's data changed since it was trained (manifest {expected[:12]} then, {dataset.hash[:12]} now); "
+            "restore it, or give a text file with --data."
+        )
+    return dataset
+
+
+def _texts(pattern: str) -> list[str]:
+    """Return the texts of a file, folder or glob."""
+    from lm.config import DataConfig
+    from lm.data.sources import find_source
+
+    return [document.text for document in find_source("text")(DataConfig(source="text", path=pattern))]

@@ -1,0 +1,56 @@
+"""`lm generate`: continue a prompt, streaming."""
+
+import argparse
+import json
+import sys
+
+from lm.commands import common
+from lm.errors import UsageError
+
+HELP = "Continue a prompt; text appears as it is made."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help='text to continue; "-" reads stdin')
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="per sample (default: 128)")
+    parser.add_argument("--num-return-sequences", type=int, default=1, help="samples (default: 1, which streams)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the most likely token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens (default: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the smallest set of this mass (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, without streaming")
+    parser.epilog = 'example:\n  lm generate --checkpoint runs/tiny --prompt "def main(" --temperature 0.7 --top-p 0.9'
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.max_new_tokens < 1 or args.num_return_sequences < 1:
+        raise UsageError("--max-new-tokens and --num-return-sequences: expected 1 or more.")
+    from lm.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p)
+    opened = common.open_run(args.checkpoint, args.step)
+    from lm.infer.generate import Generator, stream_text
+
+    tokenizer = opened.tokenizer
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompts = [tokenizer.encode_document(prompt).tolist()] * args.num_return_sequences
+    generator = Generator(opened.model, tokenizer.vocab_size, tokenizer.eot_id)
+    options = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "seed": args.seed}
+    if args.num_return_sequences == 1 and not args.json:
+
+        def show(text: str) -> None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        show(prompt)
+        stream_text(tokenizer, generator.stream(opened.params, prompts, **options), show)
+        show("\n")
+        return
+    texts = [tokenizer.decode(ids) for ids in generator(opened.params, prompts, **options)]
+    if args.json:
+        print(json.dumps({"prompt": prompt, "samples": texts, "step": opened.step, "seed": args.seed}))
+    else:
+        for number, text in enumerate(texts, 1):
+            print(f"--- sample {number}\n{prompt}{text}")

@@ -1,0 +1,272 @@
+"""`lm train`: a config file to a trained model."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lm.commands import common
+from lm.config import Config, fingerprint, to_dict
+from lm.errors import ConfigError
+from lm.storage import exists, join, make_folder, write_atomic
+
+HELP = "Train a model; continues where it stopped if the folder holds a run of the same config."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with a get_config()")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, local or gs://, s3://")
+    parser.add_argument("--json", action="store_true", help="print the final figures as one JSON object")
+    parser.epilog = (
+        "example:\n"
+        "  lm train --config experiments/tiny.py --workdir runs/tiny --config.optimizer.learning_rate=2e-3\n\n"
+        "Exit codes: 0 done; 2 config or missing input; 42 stopped by SIGTERM or Ctrl-C after saving\n"
+        "(the same command continues); 1 damaged or unwritable files."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from lm.train.interrupts import Interrupts
+
+    with Interrupts().installed() as interrupts:
+        _run(args, interrupts)
+
+
+def _run(args: argparse.Namespace, interrupts) -> None:
+    start = time.monotonic()
+    config_dict = common.load_config(args.config, args.overrides)
+    config = common.resolve_here(config_dict)
+    make_folder(args.workdir)
+
+    from lm.data.dataset import open_data
+    from lm.data.loader import Loader
+    from lm.data.prepare import prepare
+    from lm.parallel.devices import detect
+    from lm.parallel.mesh import make_mesh
+    from lm.report.run import write_run_report
+    from lm.train.console import Console, compact, duration
+    from lm.train.loop import train
+    from lm.train.metrics import EventSink
+    from lm.train.step import build_step
+
+    with Console(args.workdir, config.optimizer.num_steps) as console:
+        # 1. Data: prepared once, kept in the cache.
+        dataset = open_data(prepare(config.data, progress=common.data_progress(console.note)))
+        loader = Loader(
+            dataset,
+            sequence_length=config.data.sequence_length,
+            batch_size=config.data.batch_size,
+            packing=config.data.packing,
+            document_mask=config.data.document_mask,
+            seed=config.seed,
+        )
+        config = with_vocabulary(config, dataset.vocab_size)
+
+        # 2. The run's folder: a new one, or one of the same config.
+        identity = fingerprint(config, manifest_hash=dataset.hash, init_from=_init_fingerprint(config))
+        info = _run_info(config, identity, dataset, args)
+        _claim_folder(args.workdir, config, info, dataset)
+
+        # 3. The step and the hooks, then the loop.
+        mesh = make_mesh(config.parallel)
+        built = build_step(config, mesh)
+        console.note(
+            f"{args.config}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
+            f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']})"
+        )
+        sinks = [EventSink(args.workdir)] if config.log.tensorboard else []
+        state = train(
+            config,
+            built,
+            loader,
+            args.workdir,
+            console=console,
+            sinks=sinks,
+            hooks=_hooks(config, built, dataset, args.workdir, console),
+            initial_params=_initial_params(config, built),
+            interrupts=interrupts,
+            peak_flops=detect().peak_flops(config.precision.compute),
+            meta={"fingerprint": identity},
+        )
+
+        # 4. What came of it.
+        report = write_run_report(args.workdir)
+        result = _result(args.workdir, info, int(state.step), time.monotonic() - start, report)
+        shown = {
+            "validation": f"{result['bits_per_byte']:.4f} bits per byte" if result["bits_per_byte"] else "no validation",
+            "parameters": compact(info["num_parameters"]),
+            "tokens": compact(result["tokens"]),
+            "tokens/s": compact(result["tokens_per_second"]),
+            "MFU": "unknown chip" if result["mfu"] is None else f"{result['mfu']:.1%}",
+            "wall time": duration(result["seconds"]),
+            "report": report,
+        }
+        console.summary(shown)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        if result["sample"]:
+            print(f"sample at step {result['step']}:\n{result['sample'].rstrip()}\n")
+        if result["bits_per_byte"] is not None:
+            print(f"validation bits per byte: {result['bits_per_byte']:.4f}")
+        print(f"report: {report}")
+    sys.stdout.flush()
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """Fill in `model.vocab_size` (padded to a multiple of 128), or check the one that is set.
+
+    Raises:
+      ConfigError: the model's vocabulary is smaller than the tokenizer's.
+    """
+    wanted = config.model.vocab_size
+    if wanted is not None and wanted < vocab_size:
+        raise ConfigError(f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that.")
+    padded = wanted or 128 * math.ceil(vocab_size / 128)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=padded))
+
+
+def _init_fingerprint(config: Config) -> str | None:
+    return common.read_run_info(config.init_from)["fingerprint"] if config.init_from else None
+
+
+def _initial_params(config: Config, built):
+    if not config.init_from:
+        return None
+
+    def restore():
+        from lm.checkpoint.store import Checkpoints
+
+        source = Checkpoints(join(config.init_from, "checkpoints"), warn=common.note)
+        return source.restore({"params": built.state.params}).items["params"]
+
+    return restore
+
+
+def _run_info(config: Config, identity: str, dataset, args) -> dict[str, Any]:
+    import jax
+
+    from lm.commands.environment import describe_environment
+    from lm.model.flops import parameter_counts
+
+    counts = {split: dataset.counts(split) for split in dataset.splits}
+    tokenizer = dataset.tokenizer
+    return {
+        "config": to_dict(config),
+        "fingerprint": identity,
+        "experiment": args.config,
+        "num_parameters": parameter_counts(config.model)["total"],
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "data": {
+            "manifest_hash": dataset.hash,
+            "source": dataset.manifest["source"] if isinstance(dataset.manifest["source"], str) else config.data.source,
+            "tokenizer": f"{tokenizer.name} ({tokenizer.vocab_size} tokens)",
+            "train_tokens": counts["train"]["tokens"],
+            "train_bytes": counts["train"]["bytes"],
+        },
+        **describe_environment(),
+    }
+
+
+def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -> None:
+    """Write `config.json` and the tokenizer, or check that the folder's run is this one."""
+    from lm.tokenizer import save
+
+    path = join(workdir, "config.json")
+    if exists(path):
+        there = common.read_run_info(workdir)
+        if there.get("data", {}).get("manifest_hash") != info["data"]["manifest_hash"]:
+            raise ConfigError(
+                f'"{workdir}" holds a run on other data (manifest {there["data"]["manifest_hash"][:12]}, '
+                f"now {info['data']['manifest_hash'][:12]}); restore the data or choose another --workdir."
+            )
+        if there["fingerprint"] != info["fingerprint"]:
+            different = ", ".join(_differences(there["config"], info["config"])) or "config.init_from"
+            raise ConfigError(f'"{workdir}" holds a run of another config ({different} differ); choose another --workdir.')
+    save(dataset.tokenizer, join(workdir, "tokenizer.tiktoken"))
+    write_atomic(path, json.dumps(info, indent=2, default=str) + "\n")
+
+
+def _differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    out = []
+    for name in new:
+        a, b = old.get(name), new[name]
+        if isinstance(b, dict) and isinstance(a, dict):
+            out += _differences(a, b, f"{prefix}.{name}")
+        elif json.dumps(a) != json.dumps(b):
+            out.append(f"{prefix}.{name}")
+    return out
+
+
+def _hooks(config: Config, built, dataset, workdir: str, console) -> list:
+    """Validation and samples, as the loop's hooks."""
+    from lm.data.windows import EvalBatches
+    from lm.evaluate import LossEvaluator
+    from lm.infer import Generator, SamplingConfig
+    from lm.train.loop import Hook
+
+    hooks = []
+    if "validation" in dataset.splits:
+        stride = config.eval.stride or config.data.sequence_length
+        batches = EvalBatches.of_split(
+            dataset,
+            "validation",
+            sequence_length=config.data.sequence_length,
+            batch_size=config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation_steps,
+            stride=stride,
+            max_tokens=config.eval.tokens,
+        )
+        evaluator = LossEvaluator(built.model, built.mesh, built.cross_entropy)
+
+        def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
+            figures = evaluator(params, batches)
+            return [{"kind": "eval", "step": step, "split": "validation", "stride": stride, **figures}]
+
+        hooks.append(Hook(config.eval.every_steps, evaluate))
+    if config.log.sample_prompts:
+        tokenizer = dataset.tokenizer
+        generator = Generator(built.model, tokenizer.vocab_size, tokenizer.eot_id)
+        prompts = [tokenizer.encode_document(prompt).tolist() for prompt in config.log.sample_prompts]
+
+        def write_samples(step: int, params) -> Sequence[dict[str, Any]]:
+            rows = generator(
+                params, prompts, max_new_tokens=config.log.sample_tokens, sampling=SamplingConfig(temperature=0.8)
+            )
+            texts = [prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)]
+            make_folder(join(workdir, "samples"))
+            write_atomic(join(workdir, "samples", f"{step}.txt"), "\n\n".join(texts) + "\n")
+            console.note(f"step {step} · sample: {texts[0]!r:.100}")
+            return []
+
+        hooks.append(Hook(config.log.sample_every_steps, write_samples))
+    return hooks
+
+
+def _result(workdir: str, info: dict, step: int, seconds: float, report: str) -> dict[str, Any]:
+    from lm.storage import read_text
+    from lm.train.metrics import read_metrics
+
+    records = read_metrics(workdir)
+    evals = [r for r in records if r.get("kind") == "eval" and r["step"] == step]
+    train = [r for r in records if r.get("kind", "train") == "train"]
+    rates = [r["tokens_per_second"] for r in train if r.get("tokens_per_second")]
+    mfus = [r["mfu"] for r in train if r.get("mfu")]
+    sample = join(workdir, "samples", f"{step}.txt")
+    return {
+        "step": step,
+        "loss": evals[-1]["loss"] if evals else None,
+        "perplexity": evals[-1]["perplexity"] if evals else None,
+        "bits_per_byte": evals[-1]["bits_per_byte"] if evals else None,
+        "train_loss": train[-1]["loss"] if train else None,
+        "tokens": train[-1]["tokens"] if train else 0,
+        "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        "mfu": sorted(mfus)[len(mfus) // 2] if mfus else None,
+        "seconds": seconds,
+        "fingerprint": info["fingerprint"],
+        "sample": read_text(sample) if exists(sample) else None,
+        "report": report,
+    }

@@ -1,0 +1,494 @@
+"""The config: frozen dataclasses, one per room, one comment per field.
+
+`default()` gives them as an `ml_collections.ConfigDict` for `experiments/*.py` to change by
+assignment; `apply_overrides` adds `--config.a.b=v` from the command line; `resolve` validates
+plain data into a `Config` before any array exists; `fingerprint` names a run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.capabilities import Capabilities
+from lm.errors import ConfigError, did_you_mean
+
+
+def option(default: Any, *, choices: Sequence[str] = (), ge=None, gt=None, le=None, lt=None, identity: bool = True):
+    """A config field with its accepted values. `identity=False`: it cannot change a run's numbers."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return dataclasses.field(default=default, metadata={"choices": tuple(choices), "identity": identity, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The transformer's shape."""
+
+    block: str = option("transformer")  # `transformer`, or "package.module:Name" of a Linen block
+    num_layers: int = option(4, ge=1)  # L
+    d_model: int = option(256, ge=1)  # D
+    num_heads: int = option(4, ge=1)  # N, query heads
+    num_kv_heads: int | None = option(None, ge=1)  # K, key/value heads; None: num_heads
+    head_dim: int | None = option(None, ge=1)  # H; None: d_model / num_heads
+    d_ff: int | None = option(None, ge=1)  # F; None: 4 D, or 8/3 D rounded up to 64 for gated activations
+    vocab_size: int | None = option(None, ge=2)  # V; None: the tokenizer's, padded to a multiple of 128
+    activation: str = option("swiglu", choices=("swiglu", "geglu", "gelu", "relu2"))  # feed-forward
+    norm: str = option("rmsnorm", choices=("rmsnorm", "layernorm"))  # before each sublayer and at the end
+    norm_epsilon: float = option(1e-6, gt=0, lt=1)  # added to the variance
+    bias: bool = option(False)  # biases in linear layers and LayerNorm (GPT-2)
+    positions: str = option("rope", choices=("rope", "learned", "none"))  # position encoding
+    rope_base: float = option(10000.0, gt=1)  # RoPE wavelength base
+    max_positions: int | None = option(None, ge=1)  # learned positions; None: data.sequence_length
+    window: tuple[int | None, ...] = option((None,), ge=1)  # sliding window per layer, repeated; None: full
+    qk_norm: bool = option(False)  # RMSNorm of queries and keys over the head width
+    attention_softcap: float | None = option(None, gt=0)  # c * tanh(logit / c) on attention logits
+    logit_softcap: float | None = option(None, gt=0)  # the same on output logits
+    tie_embeddings: bool = option(True)  # the output head is the token embedding
+    dropout: float = option(0.0, ge=0, lt=1)  # on embeddings and sublayer outputs
+    initializer: str = option("gpt2", choices=("gpt2", "fan_in", "zero_out"))  # see lm/model/initializers.py
+    embedding_std: float = option(0.02, gt=0)  # standard deviation of embeddings (and of all weights in gpt2)
+    attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
+    remat: str = option("none", choices=("none", "full", "dots"))  # what the backward pass recomputes
+    scan_unroll: int = option(1, ge=1)  # layer groups per loop iteration; L unrolls (small models on CPU)
+    loss_chunk: int = option(1024, ge=1)  # tokens whose logits exist at one time in the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes batches."""
+
+    source: str = option("stdlib")  # `stdlib`, `text`, `jsonl`, `shards` (made by `lm data build`), "package.module:Name"
+    path: str | None = option(None, identity=False)  # file, folder or glob (text, jsonl); folder (shards)
+    text_key: str = option("text")  # the field of a JSON line that holds the text
+    tokenizer: str = option("train")  # a tiktoken name, a file, or `train`
+    tokenizer_vocab_size: int = option(4096, ge=257)  # tokens incl. the 256 bytes, when tokenizer is `train`
+    tokenizer_pattern: str = option("gpt4", choices=("gpt2", "gpt4"))  # pre-tokenizer regex, when trained
+    sequence_length: int = option(128, ge=1)  # T, tokens per row
+    batch_size: int = option(16, ge=1)  # B, rows per optimizer step over all devices
+    packing: str = option("concat", choices=("concat", "best_fit"))  # how documents fill rows
+    document_mask: bool = option(True)  # tokens attend within their own document only
+    validation_fraction: float = option(0.05, ge=0, lt=1)  # of documents by hash; of a single file by position
+    test_fraction: float = option(0.0, ge=0, lt=1)  # the same, never seen in training (single file: its end)
+    cache: str | None = option(None, identity=False)  # prepared data; None: $LM_CACHE or ~/.cache/lm
+    workers: int | None = option(None, ge=1, identity=False)  # encoding processes; None: one per core
+    prefetch: int = option(2, ge=1, identity=False)  # batches built ahead in the background
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its schedule."""
+
+    name: str = option("adamw", choices=("adamw", "muon"))  # muon: matrices by Muon, the rest by AdamW
+    learning_rate: float = option(1e-3, gt=0)  # peak
+    num_steps: int = option(400, ge=1)  # optimizer steps
+    warmup_steps: int = option(20, ge=0)  # linear from 0
+    schedule: str = option("cosine", choices=("cosine", "linear", "wsd", "constant"))  # after the warmup
+    final_learning_rate: float = option(0.0, ge=0, le=1)  # at the last step, as a fraction of the peak
+    decay_fraction: float = option(0.2, gt=0, le=1)  # of num_steps that wsd spends decaying
+    weight_decay: float = option(0.1, ge=0)  # decoupled; matrices only (see lm/axes.py)
+    b1: float = option(0.9, ge=0, lt=1)  # AdamW first moment
+    b2: float = option(0.95, ge=0, lt=1)  # AdamW second moment
+    epsilon: float = option(1e-8, gt=0)  # AdamW
+    muon_momentum: float = option(0.95, ge=0, lt=1)  # Muon, Nesterov
+    muon_iterations: int = option(5, ge=1)  # Newton-Schulz iterations
+    adam_learning_rate: float | None = option(None, gt=0)  # of AdamW's part in muon; None: learning_rate
+    lr_multipliers: tuple[tuple[str, float], ...] = option((), ge=0)  # (path regex, factor), first match wins
+    clip_norm: float | None = option(1.0, gt=0)  # global gradient norm; None: no clipping
+    accumulation_steps: int = option(1, ge=1)  # micro-batches per optimizer step
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    """Number types. Master weights and optimizer state are in `parameters`."""
+
+    parameters: str = option("float32", choices=("float32", "bfloat16"))  # master weights
+    compute: str = option("float32", choices=("float32", "bfloat16"))  # activations and matmul inputs
+    output: str = option("float32", choices=("float32", "bfloat16"))  # logits handed out by eval and generate
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """Sizes of the device mesh's axes; one may be -1: whatever is left."""
+
+    data: int = option(-1, ge=-1, identity=False)  # replicas of the parameters
+    fsdp: int = option(1, ge=-1, identity=False)  # devices that share one replica's parameters and optimizer state
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = option(200, ge=1, identity=False)  # also at the last step and on SIGTERM
+    keep: int = option(2, ge=1, identity=False)  # newest checkpoints kept
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Validation during training."""
+
+    every_steps: int = option(200, ge=1, identity=False)  # also at the last step
+    tokens: int | None = option(65536, ge=1)  # of the validation split; None: all of it
+    stride: int | None = option(None, ge=1)  # new tokens per window; None: the whole window
+    batch_size: int | None = option(None, ge=1, identity=False)  # rows; None: data.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What a run reports, and how often."""
+
+    every_steps: int = option(10, ge=1, identity=False)  # a line of metrics.jsonl
+    tensorboard: bool = option(True, identity=False)  # events/ in the run's folder
+    sample_every_steps: int = option(200, ge=1, identity=False)  # samples/; also at the last step
+    sample_prompts: tuple[str, ...] = option(("",), identity=False)  # one sample each
+    sample_tokens: int = option(64, ge=1, identity=False)  # new tokens per sample
+    profile: tuple[int, ...] = option((), ge=0, identity=False)  # (first, last) step of a profiler trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    seed: int = option(0, ge=0)  # initialization, data order, dropout
+    init_from: str | None = option(None, identity=False)  # a checkpoint whose parameters training starts from
+    objective: str = option("next_token")  # `next_token`, or "package.module:Name"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+
+def default():
+    """Return all fields at their defaults as a ConfigDict; assigning to an unknown name raises."""
+    from ml_collections import ConfigDict
+
+    # type_safe=False: `resolve` checks types with the field's path in the message. Tuples stay tuples.
+    return ConfigDict(to_dict(Config()), type_safe=False, convert_dict=True).lock()
+
+
+def to_dict(config) -> dict[str, Any]:
+    """Return a config (or a section of it) as plain nested dicts."""
+    return {
+        field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for field in dataclasses.fields(config)
+        for value in [getattr(config, field.name)]
+    }
+
+
+def apply_overrides(config_dict, overrides: Sequence[tuple[str, str]]) -> None:
+    """Change a nested mapping in place from `[("model.num_layers", "8"), …]`.
+
+    Raises:
+      ConfigError: the path is unknown or the text does not read as the field's type.
+    """
+    for path, text in overrides:
+        *sections, name = path.split(".")
+        section_type, section = Config, config_dict
+        for depth, part in enumerate(sections):
+            hints = _field_types(section_type)
+            if part not in hints or not dataclasses.is_dataclass(hints[part]):
+                raise _unknown(".".join(sections[: depth + 1]), part, hints)
+            section_type, section = hints[part], section[part]
+        hints = _field_types(section_type)
+        if name not in hints:
+            raise _unknown(path, name, hints)
+        if dataclasses.is_dataclass(hints[name]):
+            raise ConfigError(f"config.{path} is a section; set one of its fields: {', '.join(_field_types(hints[name]))}.")
+        section[name] = _parse(path, text, hints[name])
+
+
+def resolve(config_dict: Mapping, devices: int = 1, capabilities: Capabilities | None = None) -> Config:
+    """Validate plain data into a `Config`, before any array exists.
+
+    Args:
+      config_dict: nested mapping (a ConfigDict or the dict of a `config.json`).
+      devices: how many devices the run has; the mesh must fit them.
+      capabilities: what they can do; None: a CPU.
+
+    Returns:
+      The config with `parallel` sizes, `num_kv_heads`, `head_dim`, `d_ff`, `max_positions` and
+      `model.attention` filled in. `vocab_size` stays None until the tokenizer is known.
+
+    Raises:
+      ConfigError: names the field's path, the value and what is accepted.
+    """
+    plain = config_dict.to_dict() if hasattr(config_dict, "to_dict") else config_dict
+    config = _build(Config, plain, "")
+    return _check_whole(config, devices, capabilities or Capabilities())
+
+
+def _field_types(section_type: type) -> dict[str, Any]:
+    return typing.get_type_hints(section_type)
+
+
+def _unknown(path: str, name: str, accepted: Mapping) -> ConfigError:
+    return ConfigError(
+        f"config.{path} is not a field.{did_you_mean(name, accepted)} Accepted here: {', '.join(sorted(accepted))}."
+    )
+
+
+def _bad(path: str, value: Any, accepted: str) -> ConfigError:
+    return ConfigError(f"config.{path}={value!r}: expected {accepted}.")
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_type_name(part) for part in typing.get_args(kind))
+    if kind is type(None):
+        return "None"
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        return f"a tuple of {_type_name(inner[0])}" if inner[-1] is ... else f"({', '.join(map(_type_name, inner))})"
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+    return names[kind]
+
+
+def _parse(path: str, text: str, kind: Any) -> Any:
+    """Read command-line text as a field's type; `_build` then checks it like any other value."""
+    import ast
+
+    if kind is str or (str in typing.get_args(kind) and text != "None"):
+        return text
+    spelled = {"true": "True", "false": "False", "none": "None"}.get(text, text)
+    if spelled in ("nan", "inf", "-inf"):
+        return float(spelled)
+    try:
+        return ast.literal_eval(spelled)
+    except (ValueError, SyntaxError) as error:
+        raise _bad(path, text, _type_name(kind)) from error
+
+
+def _coerce(path: str, value: Any, kind: Any) -> Any:
+    """Return the value as the annotated type, or raise; a bool is not an int, an int is a float."""
+    if isinstance(kind, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind_of_value,) = (part for part in typing.get_args(kind) if part is not type(None))
+        return _coerce_or(path, value, kind_of_value, kind)
+    return _coerce_or(path, value, kind, kind)
+
+
+def _coerce_or(path: str, value: Any, kind: Any, whole: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise _bad(path, value, _type_name(whole))
+        inner = typing.get_args(kind)
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        if len(kinds) != len(value):
+            raise _bad(path, value, _type_name(whole))
+        return tuple(_coerce(path, part, part_kind) for part, part_kind in zip(value, kinds, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise _bad(path, value, _type_name(whole))
+    if kind is float and not math.isfinite(value):
+        raise _bad(path, value, "a finite number")
+    return value
+
+
+def _check_bounds(path: str, value: Any, metadata: Mapping) -> None:
+    if isinstance(value, tuple):
+        for part in value:
+            _check_bounds(path, part, metadata)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        tests = {
+            "ge": (lambda bound: value >= bound, "at least"),
+            "gt": (lambda bound: value > bound, "more than"),
+            "le": (lambda bound: value <= bound, "at most"),
+            "lt": (lambda bound: value < bound, "less than"),
+        }
+        active = {name: metadata[name] for name in tests if metadata[name] is not None}
+        if not all(tests[name][0](bound) for name, bound in active.items()):
+            wanted = " and ".join(f"{tests[name][1]} {bound}" for name, bound in active.items())
+            raise _bad(path, value, f"a number that is {wanted}")
+    elif metadata["choices"] and value is not None and value not in metadata["choices"]:
+        accepted = ", ".join(metadata["choices"])
+        raise ConfigError(
+            f"config.{path}={value!r}: expected one of {accepted}.{did_you_mean(str(value), metadata['choices'])}"
+        )
+
+
+def _build(section_type: type, values: Any, prefix: str):
+    """Build one frozen dataclass from a mapping, checking names, types and bounds."""
+    hints = _field_types(section_type)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config.{prefix.rstrip('.')}={values!r}: expected a section with {', '.join(hints)}.")
+    for name in values:
+        if name not in hints:
+            raise _unknown(f"{prefix}{name}", name, hints)
+    built = {}
+    for field in dataclasses.fields(section_type):
+        if field.name not in values:
+            continue
+        path, value, kind = f"{prefix}{field.name}", values[field.name], hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            built[field.name] = _build(kind, value, f"{path}.")
+        else:
+            built[field.name] = _coerce(path, value, kind)
+            _check_bounds(path, built[field.name], field.metadata)
+    return section_type(**built)
+
+
+_EXTENSION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _check_extension(path: str, value: str, builtin: Sequence[str]) -> None:
+    if value not in builtin and not _EXTENSION.fullmatch(value):
+        raise ConfigError(
+            f'config.{path}={value!r}: expected one of {", ".join(builtin)}, or "package.module:Name".'
+            f"{did_you_mean(value, builtin)}"
+        )
+
+
+def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Config:
+    """Fill in derived fields and check what involves more than one field."""
+    model = _check_model(config, capabilities)
+    data, optimizer = config.data, config.optimizer
+    _check_extension("objective", config.objective, ("next_token",))
+    _check_extension("data.source", data.source, ("stdlib", "text", "jsonl", "shards"))
+    if data.source in ("text", "jsonl", "shards") and not data.path:
+        raise ConfigError(f'config.data.path=None: the source "{data.source}" needs a file, a folder or a glob.')
+    if data.validation_fraction + data.test_fraction >= 1:
+        raise ConfigError(
+            f"config.data.validation_fraction={data.validation_fraction} and test_fraction={data.test_fraction} "
+            "leave nothing to train on; their sum must be less than 1."
+        )
+    if optimizer.warmup_steps >= optimizer.num_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps={optimizer.warmup_steps}: expected fewer than num_steps={optimizer.num_steps}."
+        )
+    for pattern, _ in optimizer.lr_multipliers:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise _bad("optimizer.lr_multipliers", pattern, f"a regular expression ({error})") from error
+    profile = config.log.profile
+    if profile and not (len(profile) == 2 and profile[0] <= profile[1]):
+        raise _bad("log.profile", profile, "() or (first step, last step)")
+    parallel = _check_mesh(config.parallel, devices)
+    shards = parallel.data * parallel.fsdp
+    if data.batch_size % (optimizer.accumulation_steps * shards):
+        raise ConfigError(
+            f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
+            f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
+        )
+    if config.eval.stride is not None and config.eval.stride > data.sequence_length:
+        raise ConfigError(
+            f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
+        )
+    return dataclasses.replace(config, model=model, parallel=parallel)
+
+
+def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
+    model = config.model
+    _check_extension("model.block", model.block, ("transformer",))
+    if model.head_dim is None and model.d_model % model.num_heads:
+        raise ConfigError(
+            f"config.model.num_heads={model.num_heads}: expected a divisor of d_model={model.d_model}, or set head_dim."
+        )
+    head_dim = model.head_dim or model.d_model // model.num_heads
+    kv_heads = model.num_kv_heads or model.num_heads
+    if model.num_heads % kv_heads:
+        raise ConfigError(
+            f"config.model.num_kv_heads={kv_heads}: expected a divisor of num_heads={model.num_heads}."
+        )
+    if model.positions == "rope" and head_dim % 2:
+        raise ConfigError(f"config.model.head_dim={head_dim}: RoPE rotates pairs, so it must be even.")
+    if not model.window or model.num_layers % len(model.window):
+        raise ConfigError(
+            f"config.model.window={model.window!r}: its length must divide num_layers={model.num_layers}."
+        )
+    max_positions = model.max_positions or config.data.sequence_length
+    if model.positions == "learned" and max_positions < config.data.sequence_length:
+        raise ConfigError(
+            f"config.model.max_positions={max_positions}: expected at least "
+            f"data.sequence_length={config.data.sequence_length}."
+        )
+    gated = model.activation in ("swiglu", "geglu")
+    d_ff = model.d_ff or (64 * math.ceil(8 * model.d_model / 3 / 64) if gated else 4 * model.d_model)
+    return dataclasses.replace(
+        model,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=d_ff,
+        max_positions=max_positions,
+        attention=_check_attention(config, capabilities),
+    )
+
+
+def _check_attention(config: Config, capabilities: Capabilities) -> str:
+    model = config.model
+    name = capabilities.attention_for(model.attention)
+    support = capabilities.attention.get(name)
+    if support is None:
+        accepted = ["auto", *capabilities.attention]
+        raise ConfigError(
+            f"config.model.attention={name!r}: expected one of {', '.join(accepted)}.{did_you_mean(name, accepted)}"
+        )
+    if capabilities.platform not in support.platforms:
+        raise ConfigError(
+            f"config.model.attention={name!r} runs on {', '.join(support.platforms)}, not on "
+            f"{capabilities.platform}; use auto."
+        )
+    needs = {
+        "segment_ids": (config.data.document_mask, "data.document_mask=True (packed documents)"),
+        "window": (any(model.window), f"model.window={model.window!r}"),
+        "softcap": (model.attention_softcap is not None, f"model.attention_softcap={model.attention_softcap}"),
+    }
+    for what, (needed, setting) in needs.items():
+        if needed and not getattr(support, what):
+            raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
+    return name
+
+
+def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
+    sizes = to_dict(parallel)
+    for name, size in sizes.items():
+        if size == 0:
+            raise _bad(f"parallel.{name}", size, "at least 1, or -1 for whatever is left")
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(f"config.parallel: only one axis may be -1, not {' and '.join(free)}.")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed or (not free and fixed != devices):
+        shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"config.parallel ({shape}) needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}."
+        )
+    return dataclasses.replace(parallel, **{name: devices // fixed for name in free})
+
+
+def canonical(config: Config) -> dict[str, Any]:
+    """Return what identifies a run: fields that differ from their defaults and can change its numbers."""
+
+    def differing(section, reference) -> dict[str, Any]:
+        out = {}
+        for field in dataclasses.fields(section):
+            value, standard = getattr(section, field.name), getattr(reference, field.name)
+            if dataclasses.is_dataclass(value):
+                inner = differing(value, standard)
+                if inner:
+                    out[field.name] = inner
+            elif value != standard and field.metadata["identity"]:
+                out[field.name] = value
+        return out
+
+    return differing(config, _check_whole(Config(), devices=1, capabilities=Capabilities()))
+
+
+def fingerprint(config: Config, *, manifest_hash: str | None = None, init_from: str | None = None) -> str:
+    """Return the sha256 that names a run: 64 hexadecimal digits.
+
+    Paths, logging, cadences and fields at their defaults do not enter; data enters as its
+    manifest's hash, a starting checkpoint as its own run's fingerprint.
+    """
+    identity = {"config": canonical(config), "data": manifest_hash, "init_from": init_from}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

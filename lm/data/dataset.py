@@ -1,0 +1,123 @@
+"""A prepared folder: its manifest, tokenizer and shards."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from lm import storage
+from lm.data.shards import Shard
+from lm.errors import DamagedFileError, UsageError
+from lm.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT, VERSION = "lm-shards", 1
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.tiktoken"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Token shards on disk.
+
+    Attributes:
+      folder: where they are.
+      manifest: the content of `manifest.json`.
+      verify: hash a split's shards when they are first opened.
+    """
+
+    folder: str
+    manifest: dict[str, Any]
+    verify: bool = True
+
+    @property
+    def hash(self) -> str:
+        """The data's identity: sha256 over tokenizer and shards, wherever they came from or lie."""
+        return self.manifest["hash"]
+
+    @property
+    def vocab_size(self) -> int:
+        """V of the tokenizer, special tokens included."""
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have documents."""
+        return [name for name, split in self.manifest["splits"].items() if split["documents"]]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids the shards hold."""
+        tokenizer = load_tokenizer(os.path.join(self.folder, TOKENIZER))
+        if tokenizer.sha256 != self.manifest["tokenizer"]["sha256"]:
+            raise DamagedFileError(f'"{self.folder}/{TOKENIZER}" is not the tokenizer of the shards beside it.')
+        return tokenizer
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes per token id: int32 [V], 0 for special tokens."""
+        return self.tokenizer.token_bytes
+
+    def counts(self, split: str) -> dict[str, Any]:
+        """Return a split's `documents`, `tokens`, `bytes` and `shards`.
+
+        Raises:
+          UsageError: the split has no documents.
+        """
+        entry = self.manifest["splits"].get(split)
+        if not entry or not entry["documents"]:
+            remedy = (
+                "lower config.data.validation_fraction" if split == "train" else f"raise config.data.{split}_fraction"
+            )
+            raise UsageError(
+                f'the data in "{self.folder}" has no {split} documents (it has: {", ".join(self.splits) or "none"}). '
+                f"Give more text, or {remedy}."
+            )
+        return entry
+
+    def shards(self, split: str) -> list[Shard]:
+        """Map a split's shards.
+
+        Raises:
+          UsageError: the split has no documents.
+          DamagedFileError: a shard is truncated, or changed since it was built.
+        """
+        entries = self.counts(split)["shards"]
+        return [Shard.open(os.path.join(self.folder, entry["file"]), entry, self.verify) for entry in entries]
+
+
+def open_data(folder: str, verify: bool = True) -> Dataset:
+    """Open a folder made by `prepare` or `lm data build`.
+
+    Args:
+      folder: has a `manifest.json`.
+      verify: hash each shard that is opened (about 1 GB/s) against the manifest; sizes are always checked.
+
+    Raises:
+      UsageError: there is no manifest.
+      DamagedFileError: the manifest cannot be read.
+    """
+    path = os.path.join(folder, MANIFEST)
+    if not os.path.isdir(folder) or not os.path.exists(path):
+        raise UsageError(f'no prepared data in "{folder}" (no {MANIFEST}). Make it with: lm data build.')
+    try:
+        manifest = json.loads(storage.read_text(path))
+        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+            raise DamagedFileError(f'"{path}" is not a manifest of format {FORMAT} version {VERSION}. Build it again.')
+        if manifest["hash"] != manifest_hash(manifest):
+            raise DamagedFileError(f'"{path}" was changed: its hash does not fit its content. Build it again.')
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f'"{path}" is damaged: {type(error).__name__}: {error}. Build it again.') from error
+    return Dataset(folder, manifest, verify)
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Return the sha256 of what the manifest says of tokenizer and splits: 64 hexadecimal digits."""
+    identity = {
+        "version": manifest["version"],
+        "tokenizer": manifest["tokenizer"]["sha256"],
+        "splits": manifest["splits"],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""Prepared data in a cache: the folder's name is a hash of everything that decides its content."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+
+from lm import storage
+from lm.config import DataConfig
+from lm.data.build import Progress, build_or_keep
+from lm.data.dataset import MANIFEST, VERSION, open_data
+from lm.data.sources import INPUT_FILES, find_source, python_version
+from lm.errors import LmError, UsageError
+from lm.tokenizer.files import tokenizer_identity
+
+_STALE_SECONDS = 24 * 3600
+
+
+def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Progress | None = None) -> str:
+    """Return a folder with the config's data as token shards, building it if the cache has none.
+
+    The source `shards` means `config.path`, a folder that is already built.
+
+    Args:
+      config: the data section.
+      cache_root: None: `config.cache`, $LM_CACHE or ~/.cache/lm.
+      progress: called while building.
+
+    Raises:
+      UsageError, DamagedFileError, LmError: as `build`.
+    """
+    if config.source == "shards":
+        if not config.path:
+            raise UsageError('config.data.path=None: the source "shards" needs a folder made by lm data build.')
+        return open_data(config.path).folder
+    parent = storage.join(storage.cache_root(cache_root or config.cache), "data")
+    folder = os.path.join(parent, cache_key(config)[:24])
+    if not os.path.exists(os.path.join(folder, MANIFEST)):
+        _remove_stale(parent)
+        build_or_keep(config, folder, progress=progress)
+    return folder
+
+
+def cache_key(config: DataConfig) -> str:
+    """Return a sha256 that changes with anything that changes the prepared data.
+
+    A built-in source's files enter by path, size and modification time; an own source's documents by
+    their text, which reads them all.
+    """
+    key = {
+        "version": VERSION,
+        "source": config.source,
+        "fractions": [config.validation_fraction, config.test_fraction],
+        "inputs": _inputs(config),
+    }
+    if config.source == "jsonl":
+        key["text_key"] = config.text_key
+    if config.source == "stdlib":
+        key["python"] = python_version()
+    if config.tokenizer == "train":
+        key["tokenizer"] = ["train", config.tokenizer_vocab_size, config.tokenizer_pattern]
+    else:
+        key["tokenizer"] = tokenizer_identity(config.tokenizer)
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _inputs(config: DataConfig):
+    if config.source in INPUT_FILES:
+        return [_stat(path) for path in INPUT_FILES[config.source](config)]
+    digest = hashlib.sha256()
+    for document in find_source(config.source)(config):
+        digest.update(hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest())
+    return digest.hexdigest()
+
+
+def _stat(path: str) -> list:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def _remove_stale(parent: str) -> None:
+    """Remove what builds that were killed outright left behind a day ago or more."""
+    for name in storage.list_names(parent):
+        path = os.path.join(parent, name)
+        if name.startswith(".") and name.endswith(".tmp") and time.time() - os.path.getmtime(path) > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

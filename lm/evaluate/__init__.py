@@ -1,0 +1,5 @@
+"""Evaluation: losses in strided windows."""
+
+from lm.evaluate.loss import LossEvaluator
+
+__all__ = ["LossEvaluator"]

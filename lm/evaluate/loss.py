@@ -1,0 +1,78 @@
+"""Loss, perplexity and bits per byte of a model on evaluation batches."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.objectives import next_token
+from lm.parallel.mesh import place_batch, replicated
+
+
+class LossEvaluator:
+    """Scores batches of one shape with one compiled program.
+
+    Args:
+      model: a `Transformer`.
+      mesh: the batch is sharded over it; the batch size must be a multiple of its batch shards.
+      cross_entropy: sharded for the mesh (`lm.parallel.loss.make_cross_entropy`).
+    """
+
+    def __init__(self, model, mesh: Mesh, cross_entropy: Callable):
+        self._mesh = mesh
+
+        def sums(params, batch):
+            batch = {name: a[0] for name, a in batch.items()}
+            return next_token(model, params, batch, cross_entropy=cross_entropy, grad_scale=1.0, dropout_key=None)[1]
+
+        self._sums = jax.jit(sums, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        params: Any,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> dict[str, float]:
+        """Return `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` and `bytes`.
+
+        Args:
+          params: the model's parameters.
+          batches: `[B, T]` arrays as `lm.data.windows.EvalBatches` gives them.
+          progress: called with the number of batches done.
+
+        Document separators are predicted too: their nats count, their bytes are 0.
+        """
+        total = {"nll": 0.0, "tokens": 0.0, "bytes": 0.0}
+        pending: list[Mapping[str, jax.Array]] = []
+
+        def collect():
+            for name, value in jax.device_get(pending.pop(0)).items():
+                total[name] += float(value)
+
+        for number, batch in enumerate(batches):
+            shape = (1, *batch["inputs_BT"].shape)
+            placed = place_batch(
+                self._mesh, shape, lambda rows, columns, batch=batch: {k: a[rows][:, columns] for k, a in batch.items()}
+            )
+            pending.append(self._sums(params, placed))
+            if len(pending) > 2:  # fetched late, so the device never waits for the host
+                collect()
+            progress(number + 1)
+        while pending:
+            collect()
+        return summarize(total["nll"], total["tokens"], total["bytes"])
+
+
+def summarize(nll: float, tokens: float, num_bytes: float) -> dict[str, float]:
+    """Return the figures of a summed negative log-likelihood in nats; None where they are not defined."""
+    loss = nll / tokens if tokens else None
+    return {
+        "loss": loss,
+        "perplexity": None if loss is None else math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_byte": nll / num_bytes / math.log(2) if num_bytes else None,
+        "tokens": int(tokens),
+        "bytes": int(num_bytes),
+    }

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the matmuls, attention and loss that models are made of."""

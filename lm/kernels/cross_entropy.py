@@ -1,0 +1,112 @@
+"""Cross-entropy against a large vocabulary without the [B, T, V] logits.
+
+The head's matmul, the soft cap, the softmax and, when a gradient is asked for, their backward
+pass run chunk by chunk over the tokens, so that only `[chunk, V]` logits exist at one time. The
+gradient of the summed loss is made in the forward pass (3 head matmuls in all, where
+recomputing in the backward pass takes 4), which is why the loss is summed here.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    grad_scale: jax.Array | float = 1.0,
+    *,
+    softcap: float | None = None,
+    chunk: int = 1024,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the weighted summed loss, which is differentiable, and the losses per token.
+
+    Args:
+      hidden_BTD: final hidden states in the compute type.
+      head_DV: output head in the parameter type.
+      targets_BT: int32 token ids.
+      weights_BT: f32 weight of each token, 0 where it does not count.
+      grad_scale: factor of the loss, usually 1 / (global token count), times the loss scale in
+        fp16; it enters before the gradient is rounded to the compute type.
+      softcap: c * tanh(logit / c) on the logits (Gemma 2).
+      chunk: tokens whose logits exist at one time.
+
+    Returns:
+      `loss = grad_scale * sum(weights * nll)` and `nll_BT` in f32 nats. `nll_BT` carries no gradient.
+    """
+    grad_scale = jnp.asarray(grad_scale, jnp.float32)
+    loss, nll_BT = _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk)
+    return loss, jax.lax.stop_gradient(nll_BT)
+
+
+def _capped_logits(h_CD, head_DV, softcap):
+    logits_CV = jnp.einsum("CD,DV->CV", h_CD, head_DV.astype(h_CD.dtype), preferred_element_type=jnp.float32)
+    return logits_CV if softcap is None else softcap * jnp.tanh(logits_CV / softcap)
+
+
+def _nll(logits_CV, targets_C):
+    lse_C = jax.nn.logsumexp(logits_CV, axis=-1)
+    return lse_C, lse_C - jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
+
+
+def _chunks(x, chunk):
+    """`[B, T, …]` to `[n, chunk, …]`, padded with zeros (whose weight is zero too)."""
+    flat = x.reshape((x.shape[0] * x.shape[1], *x.shape[2:]))
+    size = min(chunk, len(flat))
+    pad = -len(flat) % size
+    flat = jnp.pad(flat, [(0, pad)] + [(0, 0)] * (flat.ndim - 1))
+    return flat.reshape((-1, size, *flat.shape[1:]))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk):
+    def body(_, xs):
+        h_CD, t_C = xs
+        return None, _nll(_capped_logits(h_CD, head_DV, softcap), t_C)[1]
+
+    _, nll = jax.lax.scan(body, None, (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk)))
+    nll_BT = nll.reshape(-1)[: targets_BT.size].reshape(targets_BT.shape)
+    return grad_scale * jnp.sum(nll_BT * weights_BT), nll_BT
+
+
+def _loss_fwd(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk):
+    def body(dhead_DV, xs):
+        h_CD, t_C, w_C = xs
+        logits_CV = _capped_logits(h_CD, head_DV, softcap)
+        lse_C, nll_C = _nll(logits_CV, t_C)
+        one_hot_CV = jnp.arange(logits_CV.shape[1])[None, :] == t_C[:, None]
+        dlogits_CV = (jnp.exp(logits_CV - lse_C[:, None]) - one_hot_CV) * (w_C * grad_scale)[:, None]
+        if softcap is not None:
+            dlogits_CV = dlogits_CV * (1 - (logits_CV / softcap) ** 2)
+        dlogits_CV = dlogits_CV.astype(h_CD.dtype)
+        dh_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV.astype(h_CD.dtype))
+        return dhead_DV + jnp.einsum("CD,CV->DV", h_CD, dlogits_CV, preferred_element_type=jnp.float32), (nll_C, dh_CD)
+
+    xs = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
+    zero_DV = (head_DV * 0).astype(jnp.float32)  # inherits the head's varying axes under shard_map
+    if len(xs[0]) == 1:
+        dhead_DV, (nll, dh) = body(zero_DV, tuple(x[0] for x in xs))
+    else:
+        dhead_DV, (nll, dh) = jax.lax.scan(body, zero_DV, xs)
+    nll_BT = nll.reshape(-1)[: targets_BT.size].reshape(targets_BT.shape)
+    dh_BTD = dh.reshape(-1, dh.shape[-1])[: targets_BT.size].reshape(hidden_BTD.shape)
+    loss = grad_scale * jnp.sum(nll_BT * weights_BT)
+    return (loss, nll_BT), (dh_BTD, dhead_DV, jnp.zeros((), head_DV.dtype), nll_BT, weights_BT, grad_scale)
+
+
+def _loss_bwd(softcap, chunk, residuals, cotangents):
+    dh_BTD, dhead_DV, head_dtype, nll_BT, weights_BT, grad_scale = residuals
+    g, _ = cotangents
+    return (
+        (dh_BTD * g).astype(dh_BTD.dtype),
+        (dhead_DV * g).astype(head_dtype.dtype),
+        None,
+        g * grad_scale * nll_BT,
+        g * jnp.sum(nll_BT * weights_BT),
+    )
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)

@@ -1,0 +1,20 @@
+"""What is minimized. An objective of one's own is `config.objective = "package.module:Name"`.
+
+Contract: `objective(model, params, batch, *, cross_entropy, grad_scale, dropout_key) -> (loss, sums)`,
+with `loss` a scalar already multiplied by `grad_scale` (1 / the global batch's token weight), so
+that micro-batches add up to one large batch, and `sums` a dict of scalars that add up over
+micro-batches: at least `nll` (nats), `tokens` (weight) and `bytes`.
+"""
+
+import importlib
+from collections.abc import Callable
+
+from lm.objectives.next_token import next_token
+
+
+def load_objective(name: str) -> Callable:
+    """Return the objective that `config.objective` names."""
+    if name == "next_token":
+        return next_token
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Devices, mesh and shardings, laid over the model from outside."""

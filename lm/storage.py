@@ -1,0 +1,205 @@
+"""Files and folders, local or on an object store, through one small set of functions.
+
+A path is a string: plain (`runs/tiny`) or a URL that fsspec knows (`gs://bucket/runs/tiny`,
+`s3://…`, `memory://…`). Object stores have no append and no rename, so the two things that
+need them are functions here: `write_atomic` and `LineLog`.
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Iterable
+
+from lm.errors import LmError, UsageError
+
+
+def cache_root(explicit: str | None = None) -> str:
+    """Return where prepared data, tokenizers and compiled programs are kept: $LM_CACHE or ~/.cache/lm."""
+    return explicit or os.environ.get("LM_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "lm")
+
+
+def is_remote(path: str) -> bool:
+    """True for a URL such as `gs://bucket/x`."""
+    return "://" in path
+
+
+def join(path: str, *parts: str) -> str:
+    """Join path parts with `/` for URLs and the operating system's separator otherwise."""
+    if is_remote(path):
+        return "/".join([path.rstrip("/"), *(part.strip("/") for part in parts)])
+    return os.path.join(path, *parts)
+
+
+def filesystem(path: str):
+    """Return fsspec's filesystem for a URL.
+
+    Raises:
+      UsageError: the scheme is unknown or its package (s3fs, gcsfs) is not installed.
+    """
+    import fsspec
+
+    scheme = path.split("://", 1)[0]
+    try:
+        return fsspec.filesystem(scheme)
+    except (ImportError, ValueError) as error:
+        extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(scheme)
+        hint = f' Install it with: pip install "lm[{extra}]".' if extra else ""
+        raise UsageError(f'cannot open "{path}": {error}.{hint}') from error
+
+
+def exists(path: str) -> bool:
+    """True if a file or folder is there."""
+    return filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def list_names(path: str) -> list[str]:
+    """Return the sorted names in a folder; an absent folder has none."""
+    if is_remote(path):
+        fs = filesystem(path)
+        if not fs.exists(path):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+
+def make_folder(path: str) -> None:
+    """Create a folder and its parents and check that files can be written in it.
+
+    Raises:
+      LmError: the folder cannot be created or written.
+    """
+    if is_remote(path):
+        filesystem(path).makedirs(path, exist_ok=True)
+        return
+    probe = os.path.join(path, f".write-{uuid.uuid4().hex}")
+    try:
+        os.makedirs(path, exist_ok=True)
+        with open(probe, "wb"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise LmError(
+            f'cannot write in "{path}": {error.strerror or error}. '
+            "Choose a folder that you may write to, with room left."
+        ) from error
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file.
+
+    Raises:
+      UsageError: there is no such file, or it is a folder.
+      LmError: it exists but cannot be read.
+    """
+    try:
+        if is_remote(path):
+            return filesystem(path).cat_file(path)
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(f'no file "{path}". Check the path.') from error
+    except OSError as error:
+        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+
+
+def read_text(path: str) -> str:
+    """Read a whole UTF-8 file; raises as `read_bytes`, and LmError if it is not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LmError(f'"{path}" is not UTF-8 text: {error}.') from error
+
+
+def write_atomic(path: str, data: bytes | str) -> None:
+    """Write a whole file so that a reader sees either the old content or the new, never a part.
+
+    Raises:
+      LmError: the file cannot be written (read-only folder, full disk).
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        if is_remote(path):
+            filesystem(path).pipe_file(path, payload)  # object stores publish a put whole
+            return
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    except OSError as error:
+        raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
+
+
+class LineLog:
+    """An append-only file of lines: one file locally, numbered parts on an object store.
+
+    `metrics.jsonl` is one: locally lines are appended and flushed; on an object store every
+    `flush` writes a new part `metrics.00000012.jsonl`, because a store cannot append.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._pending: list[str] = []
+        self._next_part = 1 + max((number for number, _ in self._parts()), default=-1)
+
+    def _parts(self) -> list[tuple[int, str]]:
+        if not is_remote(self._path):
+            return []
+        folder, name = self._path.rsplit("/", 1)
+        stem, extension = os.path.splitext(name)
+        pattern = re.compile(re.escape(stem) + r"\.(\d{8})" + re.escape(extension))
+        matches = ((pattern.fullmatch(entry), entry) for entry in list_names(folder))
+        return [(int(match[1]), join(folder, entry)) for match, entry in matches if match]
+
+    def read(self) -> list[str]:
+        """Return all lines in order, without line ends; a torn last line is dropped."""
+        if is_remote(self._path):
+            text = "".join(read_text(path) for _, path in self._parts())
+        else:
+            text = read_text(self._path) if exists(self._path) else ""
+        return text.split("\n")[:-1]
+
+    def replace(self, lines: Iterable[str]) -> None:
+        """Replace the whole content (used when a resumed run cuts what came after its checkpoint)."""
+        text = "".join(line + "\n" for line in lines)
+        if not is_remote(self._path):
+            write_atomic(self._path, text)
+            return
+        old = self._parts()
+        write_atomic(self._part_path(self._next_part), text)
+        self._next_part += 1
+        for _, path in old:
+            filesystem(path).rm_file(path)
+
+    def _part_path(self, number: int) -> str:
+        stem, extension = os.path.splitext(self._path)
+        return f"{stem}.{number:08d}{extension}"
+
+    def append(self, line: str) -> None:
+        """Queue one line (without its line end) for the next `flush`."""
+        self._pending.append(line + "\n")
+
+    def flush(self) -> None:
+        """Write the queued lines.
+
+        Raises:
+          LmError: the file cannot be written; the lines stay queued.
+        """
+        if not self._pending:
+            return
+        text = "".join(self._pending)
+        if is_remote(self._path):
+            write_atomic(self._part_path(self._next_part), text)
+            self._next_part += 1
+        else:
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise LmError(f'cannot write "{self._path}": {error.strerror or error}.') from error
+        self._pending.clear()

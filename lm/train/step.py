@@ -1,0 +1,122 @@
+"""The training step: `(state, batch, hparams) -> (state, metrics)`, pure and compiled once."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lm.config import Config
+from lm.kernels.attention import attention
+from lm.model import Transformer
+from lm.objectives import load_objective
+from lm.optim import build_optimizer, hyperparameters
+from lm.parallel.loss import make_cross_entropy
+from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "frozen", "opt_state", "extra"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes, and the frozen parameters beside it."""
+
+    step: jax.Array  # int32, optimizer steps done
+    params: Any  # trainable parameters
+    frozen: Any  # parameters that get no gradient; merged under `params` in the forward pass
+    opt_state: Any
+    extra: Any  # counters that are neither (empty for now)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltStep:
+    """A model, its abstract state with shardings, and the functions compiled for them."""
+
+    model: Transformer
+    mesh: Mesh
+    state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
+    init: Callable[[], TrainState]  # jitted: each shard is made on its own device
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
+    cross_entropy: Callable  # sharded as the mesh asks
+
+
+def build_model(config: Config, mesh: Mesh) -> Transformer:
+    """Return the model with the mesh's shardings laid over its activations."""
+    return Transformer(config.model, config.precision, attention=attention, constrain=make_constrain(mesh))
+
+
+def build_step(config: Config, mesh: Mesh) -> BuiltStep:
+    """Return the step for a resolved config with its `vocab_size` filled in; allocates nothing.
+
+    The batch holds `[A, B / A, T]` arrays: A micro-batches whose gradients are summed. The loss is
+    normalized by the token weight of the whole global batch, so accumulation over unequal masks
+    equals one large batch. `hparams` is `lm.optim.hyperparameters(...)` as device scalars.
+    """
+    model = build_model(config, mesh)
+    cross_entropy = make_cross_entropy(mesh)
+    objective = load_objective(config.objective)
+
+    def make_state() -> TrainState:
+        params = model.init(jax.random.key(config.seed))
+        optimizer = build_optimizer(config.optimizer, hyperparameters(config.optimizer, 0))
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), {})
+
+    def train_step(state: TrainState, batch, hparams):
+        tokens = jnp.sum(batch["weights_BT"])
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def loss_fn(params, micro_batch, dropout_key):
+            return objective(
+                model,
+                {**state.frozen, **params},
+                micro_batch,
+                cross_entropy=cross_entropy,
+                grad_scale=1 / jnp.maximum(tokens, 1),
+                dropout_key=dropout_key if config.model.dropout else None,
+            )
+
+        def gradients(number, micro_batch):
+            return jax.grad(loss_fn, has_aux=True)(state.params, micro_batch, jax.random.fold_in(step_key, number))
+
+        def accumulate(total, xs):
+            return jax.tree.map(jnp.add, total, gradients(*xs)), None
+
+        first = gradients(0, jax.tree.map(lambda a: a[0], batch))
+        rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
+        (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
+        optimizer = build_optimizer(config.optimizer, hparams)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": sums["nll"] / jnp.maximum(tokens, 1),
+            "bits_per_byte": sums["nll"] / jnp.maximum(sums["bytes"], 1) / math.log(2),
+            "grad_norm": optax.tree.norm(grads),
+            "tokens": tokens,
+            **{name: value for name, value in sums.items() if name not in ("nll", "tokens")},
+        }
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    shapes = jax.eval_shape(make_state)
+    shardings = TrainState(
+        step=replicated(mesh),
+        params=parameter_shardings(mesh, shapes.params),
+        frozen=parameter_shardings(mesh, shapes.frozen),
+        opt_state=optimizer_shardings(mesh, shapes.opt_state),
+        extra=jax.tree.map(lambda _: replicated(mesh), shapes.extra),
+    )
+    return BuiltStep(
+        model=model,
+        mesh=mesh,
+        state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
+        init=jax.jit(make_state, out_shardings=shardings),
+        step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        cross_entropy=cross_entropy,
+    )

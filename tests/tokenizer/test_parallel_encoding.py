@@ -1,0 +1,61 @@
+"""Encoding in several processes gives what one gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lm.errors import LmError
+from lm.tokenizer import encode_documents, parallel
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(parallel, "_CHUNK", 5_000)
+    monkeypatch.setattr(parallel, "_SMALL", 20_000)
+
+
+def test_processes_give_the_same_documents_in_the_same_order(tokenizer, texts, small_chunks):
+    seen = []
+    encoded = list(encode_documents(tokenizer, iter(texts), workers=2, progress=seen.append))
+    assert len(encoded) == len(texts)
+    for text, document in zip(texts, encoded, strict=True):
+        np.testing.assert_array_equal(document, tokenizer.encode_document(text))
+    assert seen[-1] == sum(map(len, texts))
+    assert seen == sorted(seen)
+
+
+def test_little_text_starts_no_process(tokenizer, texts, monkeypatch):
+    monkeypatch.setattr(parallel, "_encode_in_processes", None)
+    assert len(list(encode_documents(tokenizer, texts[:3], workers=8))) == 3
+    assert list(encode_documents(tokenizer, [], workers=8)) == []
+
+
+def test_abandoning_the_iterator_stops_the_processes(tokenizer, texts, small_chunks):
+    import multiprocessing
+
+    encoded = encode_documents(tokenizer, texts, workers=2)
+    next(encoded)
+    assert multiprocessing.active_children()
+    encoded.close()
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_a_process_reaches_the_caller(tokenizer, texts, small_chunks):
+    with pytest.raises(Exception, match="NoneType"):
+        list(encode_documents(tokenizer, [*texts, None], workers=2))
+
+
+def test_a_process_that_dies_is_one_clear_error(tokenizer, texts, small_chunks, monkeypatch):
+    import os
+
+    monkeypatch.setattr(parallel, "_encode_chunk", os._exit)  # each task ends its process
+    with pytest.raises(LmError, match="process died"):
+        list(encode_documents(tokenizer, texts, workers=1 + 1))
+
+
+def test_tokenizer_and_data_rooms_import_no_jax():
+    modules = "lm.tokenizer, lm.data, lm.data.card, lm.data.progress, lm.commands.data, lm.commands.tokenizer"
+    check = f"import sys, {modules}; sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

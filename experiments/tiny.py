@@ -1,6 +1,6 @@
 """A small Llama-shaped model on the Python standard library's own source.
 
-    lm train --config experiments/tiny.py --workdir runs/tiny
+lm train --config experiments/tiny.py --workdir runs/tiny
 """
 
 from lm.config import default

@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_arguments(parser)
         options = parser.parse_args(rest)
         if overrides and not hasattr(options, "config"):
-            raise UsageError(f"lm {arguments[0]} takes no --config.{overrides[0][0]}; it reads the checkpoint's own config.")
+            raise UsageError(
+                f"lm {arguments[0]} takes no --config.{overrides[0][0]}; it reads the checkpoint's own config."
+            )
         options.overrides = overrides
         verb.run(options)
         return 0

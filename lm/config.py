@@ -10,19 +10,12 @@ import hashlib
 import json
 import math
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.capabilities import Capabilities
 from lm.errors import ConfigError, did_you_mean
-
-
-def option(default: Any, *, choices: Sequence[str] = (), ge=None, gt=None, le=None, lt=None, identity: bool = True):
-    """A config field with its accepted values. `identity=False`: it cannot change a run's numbers."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return dataclasses.field(default=default, metadata={"choices": tuple(choices), "identity": identity, **bounds})
+from lm.fields import bad_value, build, field_types, option, parse, unknown_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +55,9 @@ class ModelConfig:
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: str = option("stdlib")  # `stdlib`, `text`, `jsonl`, `shards` (made by `lm data build`), "package.module:Name"
+    source: str = option(
+        "stdlib"
+    )  # `stdlib`, `text`, `jsonl`, `shards` (made by `lm data build`), "package.module:Name"
     path: str | None = option(None, identity=False)  # file, folder or glob (text, jsonl); folder (shards)
     text_key: str = option("text")  # the field of a JSON line that holds the text
     tokenizer: str = option("train")  # a tiktoken name, a file, or `train`
@@ -193,16 +188,18 @@ def apply_overrides(config_dict, overrides: Sequence[tuple[str, str]]) -> None:
         *sections, name = path.split(".")
         section_type, section = Config, config_dict
         for depth, part in enumerate(sections):
-            hints = _field_types(section_type)
+            hints = field_types(section_type)
             if part not in hints or not dataclasses.is_dataclass(hints[part]):
-                raise _unknown(".".join(sections[: depth + 1]), part, hints)
+                raise unknown_field(".".join(sections[: depth + 1]), part, hints)
             section_type, section = hints[part], section[part]
-        hints = _field_types(section_type)
+        hints = field_types(section_type)
         if name not in hints:
-            raise _unknown(path, name, hints)
+            raise unknown_field(path, name, hints)
         if dataclasses.is_dataclass(hints[name]):
-            raise ConfigError(f"config.{path} is a section; set one of its fields: {', '.join(_field_types(hints[name]))}.")
-        section[name] = _parse(path, text, hints[name])
+            raise ConfigError(
+                f"config.{path} is a section; set one of its fields: {', '.join(field_types(hints[name]))}."
+            )
+        section[name] = parse(path, text, hints[name])
 
 
 def resolve(config_dict: Mapping, devices: int = 1, capabilities: Capabilities | None = None) -> Config:
@@ -221,120 +218,8 @@ def resolve(config_dict: Mapping, devices: int = 1, capabilities: Capabilities |
       ConfigError: names the field's path, the value and what is accepted.
     """
     plain = config_dict.to_dict() if hasattr(config_dict, "to_dict") else config_dict
-    config = _build(Config, plain, "")
+    config = build(Config, plain, "")
     return _check_whole(config, devices, capabilities or Capabilities())
-
-
-def _field_types(section_type: type) -> dict[str, Any]:
-    return typing.get_type_hints(section_type)
-
-
-def _unknown(path: str, name: str, accepted: Mapping) -> ConfigError:
-    return ConfigError(
-        f"config.{path} is not a field.{did_you_mean(name, accepted)} Accepted here: {', '.join(sorted(accepted))}."
-    )
-
-
-def _bad(path: str, value: Any, accepted: str) -> ConfigError:
-    return ConfigError(f"config.{path}={value!r}: expected {accepted}.")
-
-
-def _type_name(kind: Any) -> str:
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_type_name(part) for part in typing.get_args(kind))
-    if kind is type(None):
-        return "None"
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        return f"a tuple of {_type_name(inner[0])}" if inner[-1] is ... else f"({', '.join(map(_type_name, inner))})"
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
-    return names[kind]
-
-
-def _parse(path: str, text: str, kind: Any) -> Any:
-    """Read command-line text as a field's type; `_build` then checks it like any other value."""
-    import ast
-
-    if kind is str or (str in typing.get_args(kind) and text != "None"):
-        return text
-    spelled = {"true": "True", "false": "False", "none": "None"}.get(text, text)
-    if spelled in ("nan", "inf", "-inf"):
-        return float(spelled)
-    try:
-        return ast.literal_eval(spelled)
-    except (ValueError, SyntaxError) as error:
-        raise _bad(path, text, _type_name(kind)) from error
-
-
-def _coerce(path: str, value: Any, kind: Any) -> Any:
-    """Return the value as the annotated type, or raise; a bool is not an int, an int is a float."""
-    if isinstance(kind, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
-            return None
-        (kind_of_value,) = (part for part in typing.get_args(kind) if part is not type(None))
-        return _coerce_or(path, value, kind_of_value, kind)
-    return _coerce_or(path, value, kind, kind)
-
-
-def _coerce_or(path: str, value: Any, kind: Any, whole: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise _bad(path, value, _type_name(whole))
-        inner = typing.get_args(kind)
-        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        if len(kinds) != len(value):
-            raise _bad(path, value, _type_name(whole))
-        return tuple(_coerce(path, part, part_kind) for part, part_kind in zip(value, kinds, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise _bad(path, value, _type_name(whole))
-    if kind is float and not math.isfinite(value):
-        raise _bad(path, value, "a finite number")
-    return value
-
-
-def _check_bounds(path: str, value: Any, metadata: Mapping) -> None:
-    if isinstance(value, tuple):
-        for part in value:
-            _check_bounds(path, part, metadata)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        tests = {
-            "ge": (lambda bound: value >= bound, "at least"),
-            "gt": (lambda bound: value > bound, "more than"),
-            "le": (lambda bound: value <= bound, "at most"),
-            "lt": (lambda bound: value < bound, "less than"),
-        }
-        active = {name: metadata[name] for name in tests if metadata[name] is not None}
-        if not all(tests[name][0](bound) for name, bound in active.items()):
-            wanted = " and ".join(f"{tests[name][1]} {bound}" for name, bound in active.items())
-            raise _bad(path, value, f"a number that is {wanted}")
-    elif metadata["choices"] and value is not None and value not in metadata["choices"]:
-        accepted = ", ".join(metadata["choices"])
-        raise ConfigError(
-            f"config.{path}={value!r}: expected one of {accepted}.{did_you_mean(str(value), metadata['choices'])}"
-        )
-
-
-def _build(section_type: type, values: Any, prefix: str):
-    """Build one frozen dataclass from a mapping, checking names, types and bounds."""
-    hints = _field_types(section_type)
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"config.{prefix.rstrip('.')}={values!r}: expected a section with {', '.join(hints)}.")
-    for name in values:
-        if name not in hints:
-            raise _unknown(f"{prefix}{name}", name, hints)
-    built = {}
-    for field in dataclasses.fields(section_type):
-        if field.name not in values:
-            continue
-        path, value, kind = f"{prefix}{field.name}", values[field.name], hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            built[field.name] = _build(kind, value, f"{path}.")
-        else:
-            built[field.name] = _coerce(path, value, kind)
-            _check_bounds(path, built[field.name], field.metadata)
-    return section_type(**built)
 
 
 _EXTENSION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -369,10 +254,10 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
         try:
             re.compile(pattern)
         except re.error as error:
-            raise _bad("optimizer.lr_multipliers", pattern, f"a regular expression ({error})") from error
+            raise bad_value("optimizer.lr_multipliers", pattern, f"a regular expression ({error})") from error
     profile = config.log.profile
     if profile and not (len(profile) == 2 and profile[0] <= profile[1]):
-        raise _bad("log.profile", profile, "() or (first step, last step)")
+        raise bad_value("log.profile", profile, "() or (first step, last step)")
     parallel = _check_mesh(config.parallel, devices)
     shards = parallel.data * parallel.fsdp
     if data.batch_size % (optimizer.accumulation_steps * shards):
@@ -397,9 +282,7 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
     head_dim = model.head_dim or model.d_model // model.num_heads
     kv_heads = model.num_kv_heads or model.num_heads
     if model.num_heads % kv_heads:
-        raise ConfigError(
-            f"config.model.num_kv_heads={kv_heads}: expected a divisor of num_heads={model.num_heads}."
-        )
+        raise ConfigError(f"config.model.num_kv_heads={kv_heads}: expected a divisor of num_heads={model.num_heads}.")
     if model.positions == "rope" and head_dim % 2:
         raise ConfigError(f"config.model.head_dim={head_dim}: RoPE rotates pairs, so it must be even.")
     if not model.window or model.num_layers % len(model.window):
@@ -453,7 +336,7 @@ def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
     sizes = to_dict(parallel)
     for name, size in sizes.items():
         if size == 0:
-            raise _bad(f"parallel.{name}", size, "at least 1, or -1 for whatever is left")
+            raise bad_value(f"parallel.{name}", size, "at least 1, or -1 for whatever is left")
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ConfigError(f"config.parallel: only one axis may be -1, not {' and '.join(free)}.")
@@ -463,7 +346,7 @@ def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
         raise ConfigError(
             f"config.parallel ({shape}) needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}."
         )
-    return dataclasses.replace(parallel, **{name: devices // fixed for name in free})
+    return dataclasses.replace(parallel, **dict.fromkeys(free, devices // fixed))
 
 
 def canonical(config: Config) -> dict[str, Any]:

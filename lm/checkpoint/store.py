@@ -161,7 +161,10 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
                 f"expected {leaf.dtype}{list(leaf.shape)}."
             )
         # One read per distinct part, all under way at once; replicas share it.
-        parts = {_key(index, leaf.shape): index for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()}
+        parts = {
+            _key(index, leaf.shape): index
+            for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        }
         return leaf, {key: store[index].read() for key, index in parts.items()}
 
     def finish(path: str, started):

@@ -48,14 +48,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    from lm.commands.common import load_config
+    from lm.commands import common
     from lm.config import resolve
     from lm.data.build import build
-    from lm.data.progress import StderrProgress
     from lm.errors import UsageError
 
     if args.shard_tokens < 1:
         raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
-    config = resolve(load_config(args.config, args.overrides))
-    with StderrProgress() as progress:
-        build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)
+    config = resolve(common.load_config(args.config, args.overrides))
+    progress = common.data_progress(common.note)
+    build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)

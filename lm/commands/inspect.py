@@ -99,7 +99,9 @@ def _show(result: dict[str, Any]) -> None:
     arrays = result.pop("arrays")
     for name, value in result.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {part:,}" if isinstance(part, int | float) else f"{key} {part}" for key, part in value.items())
+            value = ", ".join(
+                f"{key} {part:,}" if isinstance(part, int | float) else f"{key} {part}" for key, part in value.items()
+            )
         elif isinstance(value, int | float):
             value = f"{value:,}"
         print(f"{name.replace('_', ' ')}: {value}")
@@ -107,4 +109,4 @@ def _show(result: dict[str, Any]) -> None:
     width = max(len(a["path"]) for a in arrays)
     for a in arrays:
         norm = f"{a['dtype']:>10}  norm {a['norm']:.4g}" if "norm" in a else ""
-        print(f"{a['path']:<{width}}  {str(tuple(a['shape'])):<22}{norm}".rstrip())
+        print(f"{a['path']:<{width}}  {tuple(a['shape'])!s:<22}{norm}".rstrip())

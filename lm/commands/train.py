@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -50,7 +51,6 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     from lm.report.run import write_run_report
     from lm.train.console import Console, compact, duration
     from lm.train.loop import train
-    from lm.train.metrics import EventSink
     from lm.train.step import build_step
 
     with Console(args.workdir, config.optimizer.num_steps) as console:
@@ -78,14 +78,12 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             f"{args.config}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
             f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']})"
         )
-        sinks = [EventSink(args.workdir)] if config.log.tensorboard else []
         state = train(
             config,
             built,
             loader,
             args.workdir,
             console=console,
-            sinks=sinks,
             hooks=_hooks(config, built, dataset, args.workdir, console),
             initial_params=_initial_params(config, built),
             interrupts=interrupts,
@@ -97,7 +95,9 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         report = write_run_report(args.workdir)
         result = _result(args.workdir, info, int(state.step), time.monotonic() - start, report)
         shown = {
-            "validation": f"{result['bits_per_byte']:.4f} bits per byte" if result["bits_per_byte"] else "no validation",
+            "validation": f"{result['bits_per_byte']:.4f} bits per byte"
+            if result["bits_per_byte"]
+            else "no validation",
             "parameters": compact(info["num_parameters"]),
             "tokens": compact(result["tokens"]),
             "tokens/s": compact(result["tokens_per_second"]),
@@ -125,7 +125,9 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     """
     wanted = config.model.vocab_size
     if wanted is not None and wanted < vocab_size:
-        raise ConfigError(f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that.")
+        raise ConfigError(
+            f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that."
+        )
     padded = wanted or 128 * math.ceil(vocab_size / 128)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=padded))
 
@@ -158,7 +160,7 @@ def _run_info(config: Config, identity: str, dataset, args) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "fingerprint": identity,
-        "experiment": args.config,
+        "name": os.path.splitext(os.path.basename(args.config))[0],
         "num_parameters": parameter_counts(config.model)["total"],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "data": {
@@ -186,7 +188,9 @@ def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -
             )
         if there["fingerprint"] != info["fingerprint"]:
             different = ", ".join(_differences(there["config"], info["config"])) or "config.init_from"
-            raise ConfigError(f'"{workdir}" holds a run of another config ({different} differ); choose another --workdir.')
+            raise ConfigError(
+                f'"{workdir}" holds a run of another config ({different} differ); choose another --workdir.'
+            )
     save(dataset.tokenizer, join(workdir, "tokenizer.tiktoken"))
     write_atomic(path, json.dumps(info, indent=2, default=str) + "\n")
 
@@ -236,7 +240,9 @@ def _hooks(config: Config, built, dataset, workdir: str, console) -> list:
             rows = generator(
                 params, prompts, max_new_tokens=config.log.sample_tokens, sampling=SamplingConfig(temperature=0.8)
             )
-            texts = [prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)]
+            texts = [
+                prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)
+            ]
             make_folder(join(workdir, "samples"))
             write_atomic(join(workdir, "samples", f"{step}.txt"), "\n\n".join(texts) + "\n")
             console.note(f"step {step} · sample: {texts[0]!r:.100}")

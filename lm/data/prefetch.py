@@ -27,7 +27,7 @@ class Prefetcher(Generic[T]):
                 return
             try:
                 item = (step, fn(step), None)
-            except BaseException as error:  # noqa: BLE001 (handed to the consumer, whatever it is)
+            except BaseException as error:
                 item = (step, None, error)
             if not self._put(item) or item[2] is not None:
                 return

@@ -10,6 +10,8 @@ import numpy as np
 from lm.errors import UsageError
 from lm.infer.sampling import SamplingConfig, sample
 
+_DEFAULT = SamplingConfig()
+
 
 class Generator:
     """Continues prompts.
@@ -63,7 +65,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        sampling: SamplingConfig = SamplingConfig(),
+        sampling: SamplingConfig = _DEFAULT,
         seed: int = 0,
     ) -> Iterator[list[list[int]]]:
         """Yield the new token ids of each row, a few at a time; a row that met `eot` yields no more.

@@ -28,7 +28,9 @@ def fan_in(spec: str, sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[letter] for letter in kernel if letter not in output)
 
 
-def kernel_std(config: ModelConfig, spec: str, sizes: Mapping[str, int], *, residual: bool, head: bool = False) -> float:
+def kernel_std(
+    config: ModelConfig, spec: str, sizes: Mapping[str, int], *, residual: bool, head: bool = False
+) -> float:
     """Return the standard deviation that a kernel is drawn with; 0 means zeros."""
     if config.initializer == "zero_out" and (residual or head):
         return 0.0

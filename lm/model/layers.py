@@ -66,7 +66,9 @@ class Norm(nn.Module):
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
         y = y * self.param("scale", nn.initializers.ones, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)
         if self.bias and self.kind == "layernorm":
-            y = y + self.param("bias", nn.initializers.zeros, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)
+            y = y + self.param("bias", nn.initializers.zeros, row[-1:], self.param_dtype).astype(jnp.float32).reshape(
+                row
+            )
         return y.astype(x.dtype)
 
 

@@ -35,7 +35,7 @@ class Transformer:
     """
 
     config: ModelConfig
-    precision: PrecisionConfig = PrecisionConfig()
+    precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
     attention: Callable = default_attention
     constrain: Callable = lambda x, letters: x
 
@@ -59,9 +59,7 @@ class Transformer:
 
     def _embedding(self, rows: int) -> Embedding:
         config = self.config
-        return Embedding(
-            (rows, config.d_model), config.embedding_std, self.dtype, self.param_dtype, self.constrain
-        )
+        return Embedding((rows, config.d_model), config.embedding_std, self.dtype, self.param_dtype, self.constrain)
 
     @property
     def _final_norm(self) -> Norm:
@@ -115,7 +113,9 @@ class Transformer:
             x_BTD = x_BTD + table.apply({"params": params["embed"]["positions"]}, positions_BT)
         use_dropout = dropout_key is not None and config.dropout > 0
         if use_dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(dropout_key, config.num_layers), 1 - config.dropout, x_BTD.shape)
+            keep = jax.random.bernoulli(
+                jax.random.fold_in(dropout_key, config.num_layers), 1 - config.dropout, x_BTD.shape
+            )
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
         x_BTD = self.constrain(x_BTD, "BTD")
 
@@ -131,11 +131,14 @@ class Transformer:
             layers, layer_cache, first = xs
             caches = []
             for i, window in enumerate(config.window):
-                pick = lambda tree, i=i: jax.tree.map(lambda a: a[i], tree)
-                own = None if cache is None else {**pick(layer_cache), "length": length, "segment_ids_BS": segments_BS}
+                own = (
+                    None
+                    if cache is None
+                    else {**_layer(layer_cache, i), "length": length, "segment_ids_BS": segments_BS}
+                )
                 rngs = {"dropout": jax.random.fold_in(dropout_key, first + i)} if use_dropout else None
                 x_BTD, updated = block.apply(
-                    {"params": pick(layers)},
+                    {"params": _layer(layers, i)},
                     x_BTD,
                     **context,
                     window=window,
@@ -189,3 +192,8 @@ class Transformer:
             "segment_ids_BS": jnp.zeros((batch, capacity), jnp.int32),
             "length": jnp.zeros((), jnp.int32),
         }
+
+
+def _layer(group, number: int):
+    """Return one layer's part of a group's stacked arrays."""
+    return jax.tree.map(lambda a: a[number], group)

@@ -29,8 +29,8 @@ def make_cross_entropy(mesh: Mesh) -> Callable:
             return jax.lax.psum(loss, axes), nll_BT
 
         rows, whole = PartitionSpec(axes), PartitionSpec()
-        return jax.shard_map(
-            local, mesh=mesh, in_specs=(rows, whole, rows, rows, whole), out_specs=(whole, rows)
-        )(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale)
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, whole, rows, rows, whole), out_specs=(whole, rows))(
+            hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale
+        )
 
     return sharded

@@ -96,5 +96,6 @@ def place_batch(
     indices = sharding.addressable_devices_indices_map(shape)
     names = list(local(next(iter(indices.values()))))
     return {
-        name: jax.make_array_from_callback(shape, sharding, lambda index, name=name: local(index)[name]) for name in names
+        name: jax.make_array_from_callback(shape, sharding, lambda index, name=name: local(index)[name])
+        for name in names
     }

@@ -18,7 +18,7 @@ from lm.optim import hyperparameters
 from lm.parallel.mesh import place_batch, replicated
 from lm.storage import join
 from lm.train.interrupts import Interrupts
-from lm.train.metrics import JsonlSink, Sink, combine
+from lm.train.metrics import EventSink, JsonlSink, combine
 from lm.train.step import BuiltStep, TrainState
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
@@ -55,7 +55,6 @@ def train(
     workdir: str,
     *,
     console: Any,
-    sinks: Sequence[Sink] = (),
     hooks: Sequence[Hook] = (),
     initial_params: Callable[[], Any] | None = None,
     interrupts: Interrupts | None = None,
@@ -77,7 +76,6 @@ def train(
       loader: training batches.
       workdir: the run's folder.
       console: shows records and notes.
-      sinks: get every record beside `metrics.jsonl`.
       hooks: run after their steps, in order.
       interrupts: SIGTERM and Ctrl-C, already installed.
       peak_flops: of one chip, for the MFU; None: unknown.
@@ -95,7 +93,6 @@ def train(
     micro = config.optimizer.accumulation_steps
     shape = (micro, config.data.batch_size // micro, length)
     checkpoints = Checkpoints(join(workdir, "checkpoints"), keep=config.checkpoint.keep, warn=console.note)
-    jsonl = JsonlSink(workdir)
 
     # 1. The state: resumed, started from a checkpoint, or fresh.
     checkpoints.discard_unfinished()
@@ -115,8 +112,10 @@ def train(
         state = built.init()
         if initial_params is not None:
             state = dataclasses.replace(state, params=initial_params())
+    jsonl = JsonlSink(workdir)
     jsonl.truncate_after(first if first else -1)
-    records = combine([jsonl, console, *sinks])
+    events = [EventSink(workdir, first_step=first + 1)] if config.log.tensorboard else []
+    records = combine([jsonl, *events])
 
     # 2. Batches and hyperparameters, built and placed in the background.
     def inputs(step: int):
@@ -129,6 +128,10 @@ def train(
     clock = _Clock()
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
+    def write(record: Mapping[str, Any]) -> None:
+        records.write(record)
+        console.write(record)
+
     def report() -> None:
         nonlocal pending
         if pending is None:
@@ -136,7 +139,7 @@ def train(
         (done, device_metrics), pending = pending, None
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         if not math.isfinite(metrics["loss"]):
-            records.write({"step": done, "loss": metrics["loss"], "bits_per_byte": metrics["bits_per_byte"]})
+            write({"step": done, "loss": metrics["loss"], "bits_per_byte": metrics["bits_per_byte"]})
             raise LmError(
                 f"the loss is {metrics['loss']} at step {done}. Lower config.optimizer.learning_rate or clip_norm; "
                 f"the last checkpoint is {checkpoints.steps()[-1:] or 'none'}."
@@ -144,7 +147,7 @@ def train(
         if done % config.log.every_steps and done not in (first + 1, num_steps):
             return
         rate, seconds = clock.rate(loader.rows_consumed(done) * length)
-        records.write(
+        write(
             {
                 "step": done,
                 **{name: metrics[name] for name in ("loss", "bits_per_byte", "grad_norm")},
@@ -158,7 +161,7 @@ def train(
         )
 
     def save(step: int) -> None:
-        report()  # the records of a checkpoint's steps are on disk before the checkpoint is
+        report()
         records.flush()
         checkpoints.save(
             step,
@@ -180,23 +183,24 @@ def train(
                 pending = done, metrics
                 profiler.after(step, metrics)
                 last = done == num_steps
+                for hook in hooks:
+                    if last or (done % hook.every == 0 and not interrupts.requested):
+                        report()
+                        with clock.paused():
+                            for record in hook.run(done, state.params):
+                                write(record)
+                # After the hooks, so that a checkpoint's step has all its records on disk before it.
                 if last or done % config.checkpoint.every_steps == 0 or interrupts.requested:
                     save(done)
                 if interrupts.requested and not last:
                     checkpoints.close()
-                    raise Preempted(f"stopped by {interrupts.requested} at step {done}, saved; run the same command to continue.")
-                for hook in hooks:
-                    if last or done % hook.every == 0:
-                        report()
-                        with clock.paused():
-                            for record in hook.run(done, state.params):
-                                records.write(record)
+                    raise Preempted(
+                        f"stopped by {interrupts.requested} at step {done}, saved; run the same command to continue."
+                    )
         checkpoints.close()
     finally:
         profiler.close()
-        records.flush()
-        for sink in sinks:
-            sink.close()
+        records.close()
     return state
 
 

@@ -3,7 +3,7 @@
 import pickle
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer
@@ -18,6 +18,7 @@ def test_special_tokens_in_raw_text_are_ordinary_text(tokenizer):
     assert tokenizer.decode(ids) == f"a {END_OF_TEXT} b"
 
 
+@settings(max_examples=50, deadline=None)
 @given(text=st.text())
 def test_any_unicode_text_survives_encoding_and_decoding(tokenizer, text):
     ids = tokenizer.encode(text)
@@ -26,6 +27,7 @@ def test_any_unicode_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.token_bytes[ids].sum() == len(text.encode())
 
 
+@settings(max_examples=50, deadline=None)
 @given(text=st.text())
 def test_streamed_pieces_join_to_the_text(text):
     stream = BYTES.stream()

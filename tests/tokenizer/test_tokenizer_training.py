@@ -62,9 +62,9 @@ def test_bytes_alone_need_no_text():
 
 
 def test_too_little_text_for_the_vocabulary_says_how_much_is_possible():
-    with pytest.raises(UsageError, match="only 3 merges.*at most 260"):
+    with pytest.raises(UsageError, match="only 4 merges.*at most 261"):
         train_bpe(["abcd abcd"], 1000)
-    assert train_bpe(["abcd abcd"], 260).vocab_size == 260
+    assert train_bpe(["abcd abcd"], 261).vocab_size == 261
 
 
 @pytest.mark.parametrize(("size", "pattern"), [(256, "gpt4"), (500, "gpt5")])

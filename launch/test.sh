@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The tests, in an environment of their own making.
+#   bash launch/test.sh            # fast: under 6 minutes on 2 cores, installation included
+#   bash launch/test.sh --all      # also slow, peer (torch, transformers) and, with LM_REAL_DATA=DIR, real-data tests
+# Other arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/venv.sh
+
+fast="not slow and not real_data and not peer"
+if [ "${1:-}" = "--all" ]; then
+  shift
+  install "test,peer"
+  select=""
+  if [ -z "${LM_REAL_DATA:-}" ]; then
+    echo "LM_REAL_DATA is not set: leaving out the tests that read real corpora" >&2
+    select="not real_data"
+  fi
+else
+  install "test"
+  select="$fast"
+fi
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
+exec "$VENV/bin/python" -m pytest -n 2 --dist worksteal -m "$select" "$@"

@@ -6,7 +6,7 @@ import os
 import sys
 
 from lm import __version__
-from lm.errors import LmError, UsageError
+from lm.errors import LmError, UsageError, did_you_mean
 
 VERBS = {  # in the order of use
     "train": "train a model; continues if the folder holds a run",
@@ -54,7 +54,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, st
             continue
         path, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
-            if not queue:
+            if not queue or queue[0].startswith("--"):
                 raise UsageError(f"{argument} needs a value: {argument}=VALUE.")
             value = queue.pop(0)
         overrides.append((path, value))
@@ -65,8 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 2 usage, config or missing input, 42 preempted, 1 else."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if not arguments or arguments[0] not in VERBS:
+        if not arguments or arguments[0].startswith("-"):
             _parser().parse_args(arguments)
+        if arguments[0] not in VERBS:
+            raise UsageError(
+                f'"{arguments[0]}" is not a verb.{did_you_mean(arguments[0], VERBS)} Verbs: {", ".join(VERBS)}.'
+            )
         rest, overrides = split_overrides(arguments[1:])
         verb = importlib.import_module(f"lm.commands.{arguments[0]}")
         parser = argparse.ArgumentParser(

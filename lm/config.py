@@ -55,9 +55,7 @@ class ModelConfig:
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: str = option(
-        "stdlib"
-    )  # `stdlib`, `text`, `jsonl`, `shards` (made by `lm data build`), "package.module:Name"
+    source: str = option("stdlib")  # stdlib, text, jsonl, shards (of `lm data build`), "package.module:Name"
     path: str | None = option(None, identity=False)  # file, folder or glob (text, jsonl); folder (shards)
     text_key: str = option("text")  # the field of a JSON line that holds the text
     tokenizer: str = option("train")  # a tiktoken name, a file, or `train`

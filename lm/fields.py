@@ -49,14 +49,15 @@ def parse(path: str, text: str, kind: Any) -> Any:
     """Read command-line text as a field's type; `build` then checks it like any other value."""
     import ast
 
-    if kind is str or (str in typing.get_args(kind) and text != "None"):
+    optional_text = isinstance(kind, types.UnionType) and str in typing.get_args(kind)
+    if kind is str or (optional_text and text not in ("None", "none")):
         return text
     spelled = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     if spelled in ("nan", "inf", "-inf"):
         return float(spelled)
     try:
         return ast.literal_eval(spelled)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise bad_value(path, text, _type_name(kind)) from error
 
 

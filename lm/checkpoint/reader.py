@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lm.checkpoint.layout import ARRAY_ITEMS
-from lm.errors import DamagedFileError, UsageError
+from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.storage import exists, is_remote, join, read_bytes
 
 
@@ -29,6 +29,10 @@ class CheckpointReader:
 
     def _damaged(self, reason: str) -> DamagedFileError:
         return DamagedFileError(f'checkpoint "{self.path}" is damaged: {reason}')
+
+    def misfit(self, reason: str) -> ConfigError:
+        """Return the error for a checkpoint that is whole, but of another model than the one asked for."""
+        return ConfigError(f'checkpoint "{self.path}" does not fit this config: {reason}.')
 
     def items(self) -> list[str]:
         """Return the array items that are there: `params`, `opt_state`, …"""
@@ -68,7 +72,7 @@ class CheckpointReader:
         try:
             name = self._entries(item)[path]
         except KeyError as error:
-            raise self._damaged(f"{item} has no array {path}") from error
+            raise self.misfit(f"{item} has no array {path}") from error
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         try:
             return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from lm.checkpoint.layout import ARRAY_ITEMS, JSON_ITEMS, finished_steps, unfinished
+from lm.checkpoint.layout import ARRAY_ITEMS, JSON_ITEMS, finished_steps, read_newest, unfinished
 from lm.checkpoint.reader import CheckpointReader
-from lm.errors import DamagedFileError, LmError, UsageError
+from lm.errors import LmError
 from lm.storage import filesystem, is_remote, join, make_folder
 from lm.tree import map_with_path
 
@@ -42,6 +42,7 @@ class Checkpoints:
         self._keep = keep
         self._warn = warn
         self._writer = None
+        self._saved = -1  # the newest step that this process wrote
 
     def steps(self) -> list[int]:
         """Return the steps that can be restored, oldest first."""
@@ -67,6 +68,7 @@ class Checkpoints:
             self._writer.save(self._absolute(step), args=save.Composite(**arguments), force=True)
         except (OSError, ValueError) as error:
             raise LmError(f'cannot write checkpoint "{join(self.folder, str(step))}": {_one_line(error)}') from error
+        self._saved = step
 
     def wait(self) -> None:
         """Wait for the background save, then remove checkpoints beyond `keep`.
@@ -81,7 +83,8 @@ class Checkpoints:
         except Exception as error:  # Orbax raises whatever its worker thread raised
             raise LmError(f'cannot write a checkpoint in "{self.folder}": {_one_line(error)}') from error
         if jax.process_index() == 0:
-            for step in self.steps()[: -self._keep]:
+            # Later steps than ours are damaged ones that were passed over: they must not displace good ones.
+            for step in [step for step in self.steps() if step <= self._saved][: -self._keep]:
                 self._remove(join(self.folder, str(step)))
 
     def close(self) -> None:
@@ -109,19 +112,7 @@ class Checkpoints:
           UsageError: there is no checkpoint, or not the step asked for.
           DamagedFileError: the step asked for, or every one there is, cannot be read.
         """
-        steps = self.steps()
-        if not steps:
-            raise UsageError(f'no checkpoint in "{self.folder}".')
-        if step is not None:
-            if step not in steps:
-                raise UsageError(f'no checkpoint of step {step} in "{self.folder}"; there are {steps}.')
-            return self._restore(targets, step)
-        for candidate in reversed(steps):
-            try:
-                return self._restore(targets, candidate)
-            except DamagedFileError as error:
-                self._warn(f"passing over a damaged checkpoint: {error}")
-        raise DamagedFileError(f'no checkpoint in "{self.folder}" can be read; the newest is {steps[-1]}.')
+        return read_newest(self.folder, step, lambda number: self._restore(targets, number), self._warn)
 
     def _restore(self, targets: Mapping[str, Any], step: int) -> Restored:
         reader = CheckpointReader(join(self.folder, str(step)))
@@ -150,15 +141,18 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
       target: tree of `jax.ShapeDtypeStruct` with shardings, of any mesh.
 
     Raises:
-      DamagedFileError: an array is missing, unreadable, or of another shape or type than its target.
+      DamagedFileError: an array cannot be read.
+      ConfigError: the arrays are not the target's: one too many or too few, or of another shape or type.
     """
+    surplus = set(reader.leaves(item)) - _paths(target) if jax.tree.leaves(target) else ()
+    if surplus:
+        raise reader.misfit(f"{item}/{min(surplus)} has no place in it")
 
     def start(path: str, leaf):
         store = reader.open(item, path)
         if tuple(store.shape) != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:
-            raise DamagedFileError(
-                f'checkpoint "{reader.path}": {item}/{path} is {store.dtype.name}{list(store.shape)}, '
-                f"expected {leaf.dtype}{list(leaf.shape)}."
+            raise reader.misfit(
+                f"{item}/{path} is {store.dtype.name}{list(store.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
             )
         # One read per distinct part, all under way at once; replicas share it.
         parts = {
@@ -175,6 +169,12 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
     started = map_with_path(start, target)
     is_started = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], jax.ShapeDtypeStruct)  # noqa: E731
     return map_with_path(finish, started, is_leaf=is_started)
+
+
+def _paths(tree: Any) -> set[str]:
+    paths = set()
+    map_with_path(lambda path, leaf: paths.add(path), tree)
+    return paths
 
 
 def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -1,5 +1,6 @@
 """What the verbs share: reading config files, opening runs, and the parts handed to the loop."""
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -26,16 +27,22 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
     spec = importlib.util.spec_from_file_location("lm_experiment", path)
     if spec is None:
         raise ConfigError(f'"{path}" is not a Python file with a get_config().')
+    from ml_collections import ConfigDict
+
     module = importlib.util.module_from_spec(spec)
     folder = os.path.dirname(os.path.abspath(path))
     sys.path[:0] = [os.getcwd(), folder]  # so that "package.module:Name" beside the config is found
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f'"{path}" has no get_config(). Start from experiments/tiny.py.')
         config = module.get_config()
     except LmError:
         raise
     except Exception as error:  # the user's own file: whatever is wrong in it is a config error
         raise ConfigError(f'"{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f'"{path}": get_config() returned {config!r:.60}; expected lm.config.default(), changed.')
     apply_overrides(config, overrides)
     return config
 
@@ -83,9 +90,13 @@ def read_run_info(workdir: str) -> dict[str, Any]:
     if not exists(path):
         raise UsageError(f'no run in "{workdir}" (it has no config.json). Give the --workdir of an `lm train`.')
     try:
-        return json.loads(read_text(path))
+        info = json.loads(read_text(path))
     except ValueError as error:
         raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
+    missing = {"config", "fingerprint", "data"} - set(info if isinstance(info, dict) else ())
+    if missing:
+        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(sorted(missing))}.')
+    return info
 
 
 def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) -> OpenedRun:
@@ -124,6 +135,14 @@ def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) 
     restored = checkpoints.restore({"params": targets}, step=step)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     return OpenedRun(config, info, model, mesh, restored.items["params"], tokenizer, restored.step)
+
+
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """Refuse zero and negative counts among a verb's options (None: not given)."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected 1 or more.")
 
 
 def note(line: str) -> None:

@@ -1,6 +1,7 @@
 """What a run was made with: versions, commit, command."""
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ _PACKAGES = ("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return `git_commit` (None outside a repository; `+changes` if it has any), `packages`, `python`, `command`."""
+    """Return `git_commit` (of this code; `+changes` if it has any; None if installed), `packages`, `python`, `command`."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -27,12 +28,16 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
+    folder, name = os.path.split(os.path.abspath(__file__))
+
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5)
+            done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=5)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not git("ls-files", name):  # a site-packages folder inside somebody's repository
+        return None
     commit = git("rev-parse", "HEAD")
     return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit

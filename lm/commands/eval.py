@@ -31,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens")
     opened = common.open_run(args.checkpoint, args.step)
     config = opened.config
     length = args.sequence_length or config.data.sequence_length
     if config.model.positions == "learned" and length > config.model.max_positions:
         raise UsageError(f"--sequence-length {length}: the model has {config.model.max_positions} learned positions.")
     stride = args.stride or max(1, length // 2)
-    if not 1 <= stride <= length:
+    if stride > length:
         raise UsageError(f"--stride {stride}: expected 1 to {length}, the window's length.")
     shards = opened.mesh.size
     batch_size = args.batch_size or config.data.batch_size
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     evaluator = LossEvaluator(opened.model, opened.mesh, make_cross_entropy(opened.mesh))
     show = common.progress_line("batches")
     figures = evaluator(opened.params, batches, progress=lambda done: show(done, len(batches)))
+    if not figures["bytes"]:
+        raise UsageError(f'"{args.data}" has no text to score.')
     result = {
         **figures,
         "data": args.data,

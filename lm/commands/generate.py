@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.max_new_tokens < 1 or args.num_return_sequences < 1:
-        raise UsageError("--max-new-tokens and --num-return-sequences: expected 1 or more.")
+    common.require_positive(args, "max_new_tokens", "num_return_sequences")
+    if not 0 <= args.seed < 2**32:
+        raise UsageError(f"--seed {args.seed}: expected 0 to {2**32 - 1}.")
     from lm.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p)

@@ -13,7 +13,7 @@ HELP = "What is in a checkpoint (read without JAX), or a config's parameters and
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a run's folder")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument("--config", metavar="FILE", help="look at a config file instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.epilog = (
@@ -36,32 +36,31 @@ def run(args: argparse.Namespace) -> None:
 def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    from lm.checkpoint.layout import finished_steps
+    from lm.checkpoint.layout import finished_steps, read_newest
     from lm.checkpoint.reader import CheckpointReader
 
     info = common.read_run_info(args.checkpoint)
     folder = join(args.checkpoint, "checkpoints")
-    steps = finished_steps(folder)
-    step = args.step if args.step is not None else (steps[-1] if steps else None)
-    if step is None or step not in steps:
-        wanted = "no checkpoint" if args.step is None else f"no checkpoint of step {args.step}"
-        raise UsageError(f'{wanted} in "{folder}"; there are {steps}.')
-    reader = CheckpointReader(join(folder, str(step)))
-    arrays = []
-    for path in reader.leaves("params"):
-        value = reader.read("params", path)
-        norm = float(np.sqrt(np.sum(np.square(value.astype(np.float64)))))
-        arrays.append({"path": path, "shape": list(value.shape), "dtype": str(value.dtype), "norm": norm})
-    return {
-        "checkpoint": args.checkpoint,
-        "step": step,
-        "steps": steps,
-        "fingerprint": info["fingerprint"],
-        "data": reader.json("data"),
-        "items": reader.items(),
-        "parameters": sum(int(np.prod(a["shape"])) for a in arrays),
-        "arrays": arrays,
-    }
+
+    def read(step: int) -> dict[str, Any]:
+        reader = CheckpointReader(join(folder, str(step)))
+        arrays = []
+        for path in reader.leaves("params"):
+            value = reader.read("params", path)
+            norm = float(np.sqrt(np.sum(np.square(value.astype(np.float64)))))
+            arrays.append({"path": path, "shape": list(value.shape), "dtype": str(value.dtype), "norm": norm})
+        return {
+            "checkpoint": args.checkpoint,
+            "step": step,
+            "steps": finished_steps(folder),
+            "fingerprint": info["fingerprint"],
+            "data": reader.json("data"),
+            "items": reader.items(),
+            "parameters": sum(int(np.prod(a["shape"])) for a in arrays),
+            "arrays": arrays,
+        }
+
+    return read_newest(folder, args.step, read, common.note)
 
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:

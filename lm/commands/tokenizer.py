@@ -61,15 +61,15 @@ def _texts(patterns: list[str]):
 
 
 def _train(args: argparse.Namespace) -> dict:
-    from lm.data.progress import StderrProgress
+    from lm.commands import common
     from lm.errors import UsageError
     from lm.tokenizer import save, train_bpe
 
     if not args.out.endswith(".tiktoken"):  # before the work, not after it
         raise UsageError(f'--out must end in ".tiktoken": "{args.out}".')
-    with StderrProgress() as progress:
-        texts = _texts(args.input)
-        tokenizer = train_bpe(texts, args.vocab_size, args.pattern, lambda done: progress("read", done))
+    progress = common.data_progress(common.note)
+    texts = _texts(args.input)
+    tokenizer = train_bpe(texts, args.vocab_size, args.pattern, lambda done: progress("train tokenizer", done))
     save(tokenizer, args.out)
     return {"path": args.out, **_describe(tokenizer), "characters": tokenizer.training["characters"]}
 

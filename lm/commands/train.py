@@ -64,6 +64,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             document_mask=config.data.document_mask,
             seed=config.seed,
         )
+        validation = _validation_batches(config, dataset)
         config = with_vocabulary(config, dataset.vocab_size)
 
         # 2. The run's folder: a new one, or one of the same config.
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             loader,
             args.workdir,
             console=console,
-            hooks=_hooks(config, built, dataset, args.workdir, console),
+            hooks=_hooks(config, built, dataset.tokenizer, validation, args.workdir, console),
             initial_params=_initial_params(config, built),
             interrupts=interrupts,
             peak_flops=detect().peak_flops(config.precision.compute),
@@ -176,10 +177,13 @@ def _run_info(config: Config, identity: str, dataset, args) -> dict[str, Any]:
 
 def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -> None:
     """Write `config.json` and the tokenizer, or check that the folder's run is this one."""
+    from lm.checkpoint.layout import finished_steps
     from lm.tokenizer import save
 
     path = join(workdir, "config.json")
-    if exists(path):
+    # A start that failed before its first step leaves nothing to continue or to lose.
+    begun = exists(join(workdir, "metrics.jsonl")) or finished_steps(join(workdir, "checkpoints"))
+    if exists(path) and begun:
         there = common.read_run_info(workdir)
         if there.get("data", {}).get("manifest_hash") != info["data"]["manifest_hash"]:
             raise ConfigError(
@@ -206,33 +210,39 @@ def _differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
     return out
 
 
-def _hooks(config: Config, built, dataset, workdir: str, console) -> list:
-    """Validation and samples, as the loop's hooks."""
+def _validation_batches(config: Config, dataset):
+    """Open (and so check) the validation split; None if there is none."""
     from lm.data.windows import EvalBatches
+
+    if "validation" not in dataset.splits:
+        return None
+    return EvalBatches.of_split(
+        dataset,
+        "validation",
+        sequence_length=config.data.sequence_length,
+        batch_size=config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation_steps,
+        stride=config.eval.stride or config.data.sequence_length,
+        max_tokens=config.eval.tokens,
+    )
+
+
+def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) -> list:
+    """Validation and samples, as the loop's hooks."""
     from lm.evaluate import LossEvaluator
     from lm.infer import Generator, SamplingConfig
     from lm.train.loop import Hook
 
     hooks = []
-    if "validation" in dataset.splits:
+    if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
-        batches = EvalBatches.of_split(
-            dataset,
-            "validation",
-            sequence_length=config.data.sequence_length,
-            batch_size=config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation_steps,
-            stride=stride,
-            max_tokens=config.eval.tokens,
-        )
         evaluator = LossEvaluator(built.model, built.mesh, built.cross_entropy)
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
-            figures = evaluator(params, batches)
+            figures = evaluator(params, validation)
             return [{"kind": "eval", "step": step, "split": "validation", "stride": stride, **figures}]
 
         hooks.append(Hook(config.eval.every_steps, evaluate))
     if config.log.sample_prompts:
-        tokenizer = dataset.tokenizer
         generator = Generator(built.model, tokenizer.vocab_size, tokenizer.eot_id)
         prompts = [tokenizer.encode_document(prompt).tolist() for prompt in config.log.sample_prompts]
 

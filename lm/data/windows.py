@@ -84,7 +84,7 @@ class EvalBatches:
             order, offsets = best_fit(lengths, sequence_length)
             self._plans.append((ListedPlan(starts, lengths, order, offsets), score_from))
         self.num_tokens = int((windows[1] - windows[2]).sum())
-        self.num_batches = sum(-(-plan.num_rows // batch_size) for plan, _ in self._plans)
+        self.num_batches = sum(map(self._batches_of, range(len(self._plans))))
 
     @staticmethod
     def of_split(dataset: Dataset, split: str, **options) -> "EvalBatches":
@@ -104,15 +104,19 @@ class EvalBatches:
         for number in range(self.num_batches):
             yield self.batch(number)
 
+    def _batches_of(self, place: int) -> int:
+        """How many batches a shard fills, the last partial one counted."""
+        return -(-self._plans[place][0].num_rows // self._batch_size)
+
     def batch(self, number: int) -> Batch:
         """Return one batch, by number from 0."""
-        for shard, (plan, score_from) in zip(self._shards, self._plans, strict=True):
-            here = -(-plan.num_rows // self._batch_size)
-            if number < here:
-                break
-            number -= here
-        else:
-            raise IndexError(number)
+        place = 0
+        while place < len(self._plans) and number >= self._batches_of(place):
+            number -= self._batches_of(place)
+            place += 1
+        if number < 0 or place == len(self._plans):
+            raise IndexError("no such evaluation batch")
+        shard, (plan, score_from) = self._shards[place], self._plans[place]
         rows = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, plan.num_rows))
         _, item = plan.items(rows)
         return fill_rows(

@@ -30,14 +30,17 @@ def orthogonalize(g_Lio: jax.Array, iterations: int) -> jax.Array:
       g_Lio: stack of matrices `[L, in, out]`, f32.
       iterations: Newton-Schulz steps; each is three matmuls.
     """
-    wide = g_Lio.shape[1] > g_Lio.shape[2]
-    x = jnp.swapaxes(g_Lio, 1, 2) if wide else g_Lio  # the Gram matrix is of the smaller side
+    tall = g_Lio.shape[1] > g_Lio.shape[2]
+    x = jnp.swapaxes(g_Lio, 1, 2) if tall else g_Lio  # the Gram matrix is of the smaller side
     x = x / (jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + 1e-7)
     a, b, c = _COEFFICIENTS
-    for _ in range(iterations):
+
+    def step(_, x):
         gram = jnp.einsum("Lio,Ljo->Lij", x, x)
-        x = a * x + jnp.einsum("Lij,Ljo->Lio", b * gram + c * jnp.einsum("Lij,Ljk->Lik", gram, gram), x)
-    return jnp.swapaxes(x, 1, 2) if wide else x
+        return a * x + jnp.einsum("Lij,Ljo->Lio", b * gram + c * jnp.einsum("Lij,Ljk->Lik", gram, gram), x)
+
+    x = jax.lax.fori_loop(0, iterations, step, x)  # a loop compiles five times faster than five copies
+    return jnp.swapaxes(x, 1, 2) if tall else x
 
 
 def scale_by_muon(momentum: jax.Array | float, iterations: int) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """Encoding many documents in several processes, in order."""
 
 import collections
+import contextlib
 import itertools
 import os
 import signal
@@ -89,7 +90,8 @@ def _encode_in_processes(tokenizer, chunks, workers):
     try:
         for chunk in itertools.chain(chunks, itertools.repeat(None, 2 * workers)):
             if chunk is not None:
-                pending.append((_characters(chunk), executor.submit(_encode_chunk, chunk)))
+                with _interrupts_blocked():
+                    pending.append((_characters(chunk), executor.submit(_encode_chunk, chunk)))
             # Two tasks per worker in flight keep them busy and bound what is held in memory.
             if pending and (chunk is None or len(pending) >= 2 * workers):
                 characters, future = pending.popleft()
@@ -104,6 +106,16 @@ def _encode_in_processes(tokenizer, chunks, workers):
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that never see Ctrl-C (a blocked signal is inherited): the parent stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _tokenizer: Tokenizer | None = None  # of a worker process
 
 
@@ -112,7 +124,6 @@ def _start_worker(tokenizer: Tokenizer) -> None:
 
     global _tokenizer
     _tokenizer = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the workers
     parent = multiprocessing.parent_process()
 
     def follow_parent() -> None:  # a parent killed outright cannot stop its workers

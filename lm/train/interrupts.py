@@ -42,8 +42,9 @@ class Interrupts:
             self._deferring = False
 
     def _handle(self, number: int, _frame) -> None:
-        name = signal.Signals(number).name
-        if self._deferring and not (self.requested and number == signal.SIGINT):
-            self.requested = name
-            return
-        raise Preempted(f"stopped by {name} outside the training loop; run the same command to start again.")
+        name, again = signal.Signals(number).name, self.requested is not None
+        self.requested = name  # outside the loop too: a library that swallows the exception does not lose the signal
+        if not self._deferring:
+            raise Preempted(f"stopped by {name} outside the training loop; run the same command to start again.")
+        if again and number == signal.SIGINT:
+            raise Preempted("stopped at once by a second Ctrl-C, without saving; run the same command to continue.")

@@ -116,7 +116,12 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         model=model,
         mesh=mesh,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
-        init=jax.jit(make_state, out_shardings=shardings),
+        init=jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh)),
         step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
         cross_entropy=cross_entropy,
     )
+
+
+def _init_options(mesh: Mesh) -> dict[str, int]:
+    """Initialization runs once: on CPU its many random kernels take 4 times longer to optimize than to run."""
+    return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else {}

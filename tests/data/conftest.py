@@ -1,11 +1,13 @@
 """Small corpora and prepared folders."""
 
+import os
 import random
 
 import pytest
 
 from lm.config import DataConfig
-from lm.data import build, open_data
+from lm.data.build import build
+from lm.data.dataset import open_data
 
 
 def words(count: int, seed: int) -> str:
@@ -50,3 +52,11 @@ def sharded_folder(config, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(folder):
     return open_data(folder)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real corpora."""
+    if "LM_REAL_DATA" not in os.environ:
+        pytest.skip("needs $LM_REAL_DATA")
+    return os.environ["LM_REAL_DATA"]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lm.data import Loader, open_data
+from lm.data.dataset import open_data
+from lm.data.loader import Loader
 from lm.errors import UsageError
 
 T, B = 32, 4

@@ -1,5 +1,7 @@
 """Pack plans: every token once, no overlap, little padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def test_packing_in_bulk_gives_the_rows_of_best_fit_decreasing_one_by_one(length
         else:
             rooms.append(capacity - length)
     order, offsets = best_fit(np.array(lengths), capacity)
-    filled = [sum(lengths[i] for i in order[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    filled = [sum(lengths[i] for i in order[a:b]) for a, b in itertools.pairwise(offsets)]
     assert sorted(order) == list(range(len(lengths)))
     assert sorted(capacity - total for total in filled) == sorted(rooms)
 

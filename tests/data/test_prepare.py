@@ -11,8 +11,9 @@ import types
 import pytest
 
 from lm.config import DataConfig
-from lm.data import build, open_data, prepare
-from lm.data.prepare import cache_key
+from lm.data.build import build
+from lm.data.dataset import open_data
+from lm.data.prepare import cache_key, prepare
 from lm.data.shards import ShardWriter
 from lm.data.sources import Document
 from lm.errors import DamagedFileError, LmError, UsageError
@@ -162,8 +163,8 @@ def test_built_shards_are_a_source_themselves(config, folder, tmp_path):
 
 
 @pytest.mark.real_data
-def test_tiny_shakespeare_is_split_by_position(cache):
-    path = os.path.join(os.environ["LM_REAL_DATA"], "text", "tinyshakespeare.txt")
+def test_tiny_shakespeare_is_split_by_position(cache, real_data):
+    path = os.path.join(real_data, "text", "tinyshakespeare.txt")
     config = DataConfig(source="text", path=path, tokenizer_vocab_size=2048, test_fraction=0.1)
     dataset = open_data(prepare(config, cache_root=cache))
     with open(path, "rb") as file:

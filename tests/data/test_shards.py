@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from lm.data import Shard, build, open_data
-from lm.data.build import make_tokenizer
-from lm.data.shards import ShardWriter, token_dtype
+from lm.data.build import build, make_tokenizer
+from lm.data.dataset import open_data
+from lm.data.shards import Shard, ShardWriter, token_dtype
 from lm.data.sources import text
 from lm.data.splits import split_of
 from lm.errors import DamagedFileError, UsageError

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from lm.data import EvalBatches, Shard, open_data, strided_windows
+from lm.data.dataset import open_data
+from lm.data.shards import Shard
+from lm.data.windows import EvalBatches, strided_windows
 
 T = 16
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 
@@ -55,6 +56,37 @@ def test_a_process_that_dies_is_one_clear_error(tokenizer, texts, small_chunks):
 
 
 def test_tokenizer_and_data_rooms_import_no_jax():
-    modules = "lm.tokenizer, lm.data, lm.data.card, lm.data.progress, lm.commands.data, lm.commands.tokenizer"
+    modules = "lm.tokenizer, lm.data.prepare, lm.data.loader, lm.data.windows, lm.data.prefetch, lm.data.card, lm.commands.data"
     check = f"import sys, {modules}; sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+ENDLESS = """
+import itertools, signal
+from lm.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, encode_documents
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
+    ranks = {bytes([value]): value for value in range(256)}
+    tokenizer = Tokenizer("bytes", PATTERNS["gpt4"], ranks, {END_OF_TEXT: 256})
+    for _ in encode_documents(tokenizer, itertools.repeat("word " * 100_000), workers=2):
+        print("encoding", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_their_parent(tmp_path, how):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout.readline() == "encoding\n"
+    # Ctrl-C goes to the whole process group; kill -9 to the parent alone.
+    os.killpg(parent.pid, how) if how == signal.SIGINT else os.kill(parent.pid, how)
+    _, errors = parent.communicate(timeout=30)  # returns when every process has closed its end
+    assert errors.count("Traceback") == (1 if how == signal.SIGINT else 0)

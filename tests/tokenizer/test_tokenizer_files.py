@@ -126,10 +126,10 @@ def test_tiktokens_cache_is_read_and_a_damaged_file_there_is_never_deleted(offic
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", list(files.OFFICIAL))
-def test_openai_encodings_give_tiktokens_ids(name, monkeypatch):
+def test_openai_encodings_give_tiktokens_ids(name, monkeypatch, real_data):
     import tiktoken
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.path.join(os.environ["LM_REAL_DATA"], "tiktoken_cache"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.path.join(real_data, "tiktoken_cache"))
     text = "don't DON'T 1234567 \r\n\r\n  x日本語\u3000é\t//\n/ " + END_OF_TEXT
     ours, theirs = load_tokenizer(name), tiktoken.get_encoding(name)
     assert ours.encode(text).tolist() == theirs.encode_ordinary(text)

@@ -44,8 +44,8 @@ def test_the_tokens_are_those_of_hugging_face(texts, pattern):
 
 
 @pytest.mark.real_data
-def test_the_tokens_are_those_of_hugging_face_on_tiny_shakespeare():
-    with open(os.path.join(os.environ["LM_REAL_DATA"], "text", "tinyshakespeare.txt"), encoding="utf-8") as file:
+def test_the_tokens_are_those_of_hugging_face_on_tiny_shakespeare(real_data):
+    with open(os.path.join(real_data, "text", "tinyshakespeare.txt"), encoding="utf-8") as file:
         texts = [file.read()]
     assert set(train_bpe(texts, 2048).ranks) == hugging_face_tokens(texts, 2047, "gpt4")
 
@@ -62,7 +62,7 @@ def test_bytes_alone_need_no_text():
 
 
 def test_too_little_text_for_the_vocabulary_says_how_much_is_possible():
-    with pytest.raises(UsageError, match="only 4 merges.*at most 261"):
+    with pytest.raises(UsageError, match=r"only 4 merges.*at most 261"):
         train_bpe(["abcd abcd"], 1000)
     assert train_bpe(["abcd abcd"], 261).vocab_size == 261
 

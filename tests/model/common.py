@@ -1,0 +1,54 @@
+"""A small model and batch for the tests of the model."""
+
+import jax
+import jax.numpy as jnp
+
+from lm.config import apply_overrides, default, resolve
+from lm.model import Transformer
+
+SHAPES = {
+    "llama": {"model.num_kv_heads": "2", "model.tie_embeddings": "False"},
+    "gpt2": {
+        "model.norm": "layernorm",
+        "model.bias": "True",
+        "model.positions": "learned",
+        "model.activation": "gelu",
+    },
+    "qk_norm_window_softcaps": {
+        "model.qk_norm": "True",
+        "model.window": "(4, None)",
+        "model.attention_softcap": "20.0",
+        "model.logit_softcap": "15.0",
+        "model.activation": "relu2",
+        "model.num_kv_heads": "1",
+        "model.head_dim": "24",
+    },
+    "geglu_no_positions": {"model.activation": "geglu", "model.positions": "none"},
+}
+
+
+def small_config(**overrides: str):
+    config = default()
+    small = {
+        "model.num_layers": "2",
+        "model.d_model": "64",
+        "model.num_heads": "4",
+        "model.vocab_size": "96",
+        "data.sequence_length": "32",
+    }
+    apply_overrides(config, list((small | overrides).items()))
+    return resolve(config)
+
+
+def small_model(**overrides: str) -> Transformer:
+    config = small_config(**overrides)
+    return Transformer(config.model, config.precision)
+
+
+def small_batch(B: int = 2, T: int = 12, documents: int = 2):
+    """Return tokens, positions that restart, and segment ids."""
+    tokens_BT = jax.random.randint(jax.random.key(9), (B, T), 0, 96)
+    length = T // documents
+    positions_BT = jnp.tile(jnp.arange(T) % length, (B, 1))
+    segment_ids_BT = jnp.tile(1 + jnp.arange(T) // length, (B, 1))
+    return tokens_BT, positions_BT, segment_ids_BT

@@ -1,0 +1,245 @@
+"""Every refusal names the field's path, the value and what is accepted."""
+
+import dataclasses
+
+import pytest
+
+from lm.capabilities import AttentionSupport, Capabilities
+from lm.config import Config, ModelConfig, apply_overrides, default, fingerprint, resolve, to_dict
+from lm.errors import ConfigError
+
+
+def changed(**overrides):
+    config = default()
+    apply_overrides(config, [(path.replace("__", "."), value) for path, value in overrides.items()])
+    return config
+
+
+def refused(config, *needles, devices=1, capabilities=None):
+    with pytest.raises(ConfigError) as error:
+        resolve(config, devices, capabilities)
+    message = str(error.value)
+    assert "\n" not in message
+    for needle in needles:
+        assert needle in message, message
+    assert error.value.exit_code == 2
+
+
+def test_defaults_resolve_and_fill_in_derived_sizes():
+    config = resolve(default())
+    assert config.model.num_kv_heads == config.model.num_heads == 4
+    assert config.model.head_dim == 64
+    assert config.model.d_ff == 704  # 8/3 of 256, up to a multiple of 64
+    assert config.model.attention == "reference"
+    assert config.parallel.data == 1
+
+
+def test_every_field_has_a_comment_beside_it():
+    import inspect
+
+    import lm.config
+
+    source = inspect.getsource(lm.config)
+    for section in [Config, *(type(v) for v in vars(Config()).values() if dataclasses.is_dataclass(v))]:
+        for field in dataclasses.fields(section):
+            if not dataclasses.is_dataclass(field.default):
+                (line,) = [
+                    text for text in source.splitlines() if text.startswith(f"    {field.name}: ") and "option(" in text
+                ][:1]
+                assert "  # " in line, line
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name_on_the_command_line():
+    with pytest.raises(ConfigError, match=r'config\.model\.num_layer is not a field\. Did you mean "num_layers"\?'):
+        changed(model__num_layer="8")
+
+
+def test_an_unknown_key_in_plain_data_is_refused():
+    plain = to_dict(Config())
+    plain["optimizer"]["learning_rat"] = 1.0
+    refused(plain, "config.optimizer.learning_rat", 'Did you mean "learning_rate"?')
+
+
+def test_an_unknown_section_is_refused():
+    with pytest.raises(ConfigError, match=r'Did you mean "model"'):
+        changed(modle__num_layers="8")
+
+
+def test_a_section_cannot_be_assigned():
+    with pytest.raises(ConfigError, match=r"config\.model is a section"):
+        changed(model="gpt2")
+
+
+def test_a_typo_in_a_config_file_raises_at_the_assignment():
+    config = default()
+    with pytest.raises(AttributeError, match="num_layers"):
+        config.model.num_layer = 3
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_nan_and_infinities_are_refused(value):
+    refused(changed(optimizer__learning_rate=value), "config.optimizer.learning_rate", "finite")
+
+
+def test_nan_assigned_in_a_file_is_refused():
+    config = default()
+    config.optimizer.learning_rate = float("nan")
+    refused(config, "config.optimizer.learning_rate=nan", "finite")
+
+
+def test_a_bool_is_not_an_int():
+    config = default()
+    config.model.num_layers = True
+    refused(config, "config.model.num_layers=True", "an integer")
+
+
+def test_an_int_is_a_float_but_a_float_is_not_an_int():
+    assert resolve(changed(optimizer__learning_rate="1")).optimizer.learning_rate == 1.0
+    refused(changed(model__num_layers="2.5"), "config.model.num_layers=2.5", "an integer")
+
+
+def test_a_text_for_a_number_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.model\.num_layers='many': expected an integer"):
+        changed(model__num_layers="many")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "needle"),
+    [
+        ("optimizer__learning_rate", "0", "more than 0"),
+        ("optimizer__learning_rate", "-1", "more than 0"),
+        ("model__dropout", "1.0", "less than 1"),
+        ("model__num_layers", "0", "at least 1"),
+        ("model__window", "(0,None)", "at least 1"),
+        ("data__tokenizer_vocab_size", "100", "at least 257"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(path, value, needle):
+    refused(changed(**{path: value}), f"config.{path.replace('__', '.')}", needle)
+
+
+def test_a_choice_that_is_not_one_is_refused_with_the_nearest():
+    refused(changed(model__activation="swigul"), "config.model.activation='swigul'", "geglu", 'Did you mean "swiglu"?')
+
+
+def test_heads_that_do_not_divide_are_refused():
+    refused(changed(model__num_heads="3"), "config.model.num_heads=3", "d_model=256")
+    refused(changed(model__num_kv_heads="3"), "config.model.num_kv_heads=3", "num_heads=4")
+
+
+def test_an_odd_head_width_cannot_rotate():
+    refused(changed(model__head_dim="33"), "config.model.head_dim=33", "even")
+
+
+def test_a_window_pattern_must_divide_the_layers():
+    refused(changed(model__window="(8, 8, None)"), "config.model.window", "num_layers=4")
+    assert resolve(changed(model__window="(8, None)")).model.window == (8, None)
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    refused(changed(parallel__data="3"), "config.parallel", "3 devices", "there are 8", devices=8)
+    refused(changed(parallel__data="-1", parallel__fsdp="3"), "multiple of 3", "there are 8", devices=8)
+    refused(changed(parallel__data="-1", parallel__fsdp="-1"), "only one axis may be -1")
+    refused(changed(parallel__data="0"), "config.parallel.data=0")
+    config = resolve(changed(parallel__fsdp="4"), devices=8)
+    assert (config.parallel.data, config.parallel.fsdp) == (2, 4)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    refused(changed(data__batch_size="12"), "config.data.batch_size=12", "multiple of 8", devices=8)
+    refused(changed(optimizer__accumulation_steps="3"), "config.data.batch_size=16", "accumulation_steps=3")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "overrides", "setting"),
+    [
+        ("segment_ids", {}, "document_mask"),
+        ("window", {"model__window": "(8,)", "data__document_mask": "False"}, "window=(8,)"),
+        ("softcap", {"model__attention_softcap": "50.0", "data__document_mask": "False"}, "attention_softcap=50.0"),
+    ],
+)
+def test_an_attention_backend_that_cannot_honour_the_mask_is_refused(lacking, overrides, setting):
+    poor = Capabilities(attention={"fast": dataclasses.replace(AttentionSupport(), **{lacking: False})})
+    refused(changed(model__attention="fast", **overrides), "'fast' cannot honour", setting, capabilities=poor)
+
+
+def test_an_attention_backend_of_another_platform_is_refused():
+    tpu_only = Capabilities(platform="cpu", attention={"fast": AttentionSupport(platforms=("tpu",))})
+    refused(changed(model__attention="fast"), "runs on tpu, not on cpu", capabilities=tpu_only)
+
+
+def test_an_unknown_attention_backend_is_refused():
+    refused(changed(model__attention="referense"), "config.model.attention", 'Did you mean "reference"?')
+
+
+def test_a_source_without_its_path_is_refused():
+    refused(changed(data__source="text"), "config.data.path=None", '"text" needs')
+    refused(changed(data__source="txt"), "config.data.source='txt'", 'Did you mean "text"?')
+
+
+def test_splits_that_leave_nothing_to_train_on_are_refused():
+    refused(
+        changed(data__validation_fraction="0.5", data__test_fraction="0.5"),
+        "config.data.validation_fraction",
+        "less than 1",
+    )
+
+
+def test_warmup_must_end_before_training_does():
+    refused(changed(optimizer__warmup_steps="400"), "config.optimizer.warmup_steps=400", "num_steps=400")
+
+
+def test_learned_positions_must_reach_the_sequence_length():
+    refused(changed(model__positions="learned", model__max_positions="64"), "config.model.max_positions=64", "128")
+
+
+def test_overrides_read_as_the_fields_type():
+    config = changed(
+        model__tie_embeddings="false",
+        model__logit_softcap="None",
+        optimizer__lr_multipliers="(('embed', 0.5),)",
+        data__path="None",
+        data__tokenizer="gpt2",
+        log__sample_prompts="('a', 'b')",
+    )
+    resolved = resolve(config)
+    assert resolved.model.tie_embeddings is False
+    assert resolved.model.logit_softcap is None
+    assert resolved.optimizer.lr_multipliers == (("embed", 0.5),)
+    assert resolved.data.path is None
+    assert resolved.data.tokenizer == "gpt2"
+    assert resolved.log.sample_prompts == ("a", "b")
+
+
+def test_a_resolved_config_survives_json():
+    import json
+
+    config = resolve(changed(model__window="(8, None)"))
+    assert resolve(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_fingerprint_ignores_paths_logging_cadences_and_the_mesh():
+    base = fingerprint(resolve(default()))
+    same = changed(log__every_steps="1", checkpoint__keep="9", data__cache="/somewhere", data__prefetch="5")
+    assert fingerprint(resolve(same)) == base
+    assert fingerprint(resolve(default(), devices=8)) == base
+    assert len(base) == 64
+
+
+def test_the_fingerprint_sees_what_changes_numbers():
+    base = fingerprint(resolve(default()))
+    assert fingerprint(resolve(changed(seed="1"))) != base
+    assert fingerprint(resolve(changed(optimizer__learning_rate="2e-3"))) != base
+    assert fingerprint(resolve(default()), manifest_hash="a") != fingerprint(resolve(default()), manifest_hash="b")
+
+
+def test_the_fingerprint_omits_defaults_so_that_a_new_field_renames_no_run():
+    from lm.config import canonical
+
+    assert canonical(resolve(default())) == {}
+    assert canonical(resolve(changed(model__num_layers="8"))) == {"model": {"num_layers": 8}}
+
+
+def test_the_model_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().num_layers = 3

@@ -1,0 +1,117 @@
+"""A run that is stopped, however it is stopped, and started again equals one that never was: bit for bit."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.commands.runs import finish, records, start, write_config, write_text
+
+# Muon, accumulation and dropout: a resumed run needs every part of the state.
+OPTIONS = ["--config.optimizer.name=muon", "--config.optimizer.accumulation_steps=2", "--config.model.dropout=0.1"]
+STEPS = 80
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    return write_config(folder / "tiny_words.py", write_text(folder / "words.txt"), STEPS)
+
+
+def train(config, workdir, *arguments):
+    return start("train", f"--config={config}", f"--workdir={workdir}", *OPTIONS, *arguments)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config):
+    workdir = config.parent / "undisturbed"
+    code, out, err = finish(train(config, workdir))
+    assert code == 0, err
+    return workdir
+
+
+def stop(process, number, when) -> tuple[int, str]:
+    """Signal a process as soon as `when()` is true; return its exit code and stderr."""
+    deadline = time.monotonic() + 240
+    while not when():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    return code, err
+
+
+def last_step(workdir) -> int:
+    return max((r["step"] for r in records(workdir)), default=0)
+
+
+def is_saving(workdir) -> bool:
+    return any(".orbax-checkpoint-tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def numbers(workdir, kind="train") -> list[dict]:
+    """Return the records without what depends on the clock."""
+    clocks = ("seconds", "tokens_per_second", "mfu")
+    return [{name: value for name, value in r.items() if name not in clocks} for r in records(workdir, kind)]
+
+
+def assert_same_run(workdir, undisturbed):
+    assert [r["step"] for r in records(workdir)] == list(range(1, STEPS + 1))
+    assert numbers(workdir) == numbers(undisturbed)
+    assert numbers(workdir, "eval") == numbers(undisturbed, "eval")
+
+
+def test_a_run_killed_while_it_saves_and_then_preempted_repeats_every_loss(config, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    code, _ = stop(train(config, workdir), signal.SIGKILL, lambda: last_step(workdir) >= 9 and is_saving(workdir))
+    assert code == -signal.SIGKILL
+    killed_at, half_written = last_step(workdir), is_saving(workdir)
+    assert killed_at < STEPS
+
+    code, err = stop(train(config, workdir), signal.SIGTERM, lambda: last_step(workdir) > killed_at + 2)
+    assert code == 42, err
+    assert err.splitlines()[-1].startswith("lm: stopped by SIGTERM at step ")
+    assert "saved; run the same command to continue" in err and "Traceback" not in err
+    assert ("ignoring half-written checkpoint" in err) == half_written
+    stopped_at = last_step(workdir)
+    assert (workdir / "checkpoints" / str(stopped_at)).is_dir()
+
+    code, _, err = finish(train(config, workdir))
+    assert code == 0, err
+    assert f"resumed at step {stopped_at} of {STEPS}" in err
+    assert_same_run(workdir, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_at_three_random_moments_repeats_every_loss(config, undisturbed, tmp_path, seed):
+    workdir, draw = tmp_path / "run", random.Random(seed)
+    for _ in range(3):
+        before, moment = last_step(workdir), draw.uniform(0, 0.7)
+        process = train(config, workdir)
+        begun = time.monotonic()
+        log = workdir / "log.txt"
+        starts = log.read_text().count("parameters on") if log.exists() else 0
+        while not log.exists() or log.read_text().count("parameters on") == starts or last_step(workdir) == before:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() - begun < 240
+            time.sleep(0.001)
+        time.sleep(moment)
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+        assert last_step(workdir) < STEPS
+    code, _, err = finish(train(config, workdir))
+    assert code == 0, err
+    assert_same_run(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_exits_42_and_a_second_one_stops_at_once(config, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    code, err = stop(train(config, workdir), signal.SIGINT, lambda: last_step(workdir) >= 7)
+    assert code == 42 and err.splitlines()[-1].startswith("lm: stopped by SIGINT at step "), err
+    code, _, err = finish(train(config, workdir))
+    assert code == 0, err
+    assert_same_run(workdir, undisturbed)

@@ -1,0 +1,88 @@
+"""The step: one compilation, accumulation equal to a large batch, nothing fetched by accident."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.common import built_step, fake_batch, run_steps, scalars, small_config
+
+
+def test_a_second_learning_rate_leaves_the_jit_cache_at_one_entry():
+    config = small_config(**{"optimizer.name": "muon"})
+    built = built_step(config)
+    state = built.init()
+    for rate in (1e-3, 3e-3):
+        changed = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate))
+        state, _ = built.step(state, fake_batch(built.mesh, 0), scalars(built, 0, changed))
+    assert built.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_accumulation_over_unequal_masks_equals_one_large_batch(micro):
+    accumulating = small_config(**{"optimizer.accumulation_steps": str(micro)})
+    whole, parts = built_step(small_config()), built_step(accumulating)
+    state, metrics = whole.step(whole.init(), fake_batch(whole.mesh, 0), scalars(whole, 0))
+    part_state, part_metrics = parts.step(parts.init(), fake_batch(parts.mesh, 0, micro), scalars(parts, 0))
+    for name in metrics:
+        np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=1e-6, err_msg=name)
+    momenta, part_momenta = jax.tree.leaves(state.opt_state), jax.tree.leaves(part_state.opt_state)
+    for a, b in zip(momenta, part_momenta, strict=True):  # first moments are 0.1 times the gradient
+        np.testing.assert_allclose(b, a, atol=1e-6)
+
+
+def test_the_step_touches_no_host_data():
+    built = built_step(small_config())
+    state, batch, hparams = built.init(), fake_batch(built.mesh, 0), scalars(built, 0)
+    with jax.transfer_guard("disallow"):
+        built.step(state, batch, hparams)
+
+
+def test_building_allocates_nothing():
+    before = len(jax.live_arrays())
+    built = built_step(small_config(**{"optimizer.name": "muon"}))
+    assert len(jax.live_arrays()) == before
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(built.state))
+
+
+def test_bits_per_byte_and_loss_are_of_the_weighted_targets():
+    built = built_step(small_config())
+    _, metrics = built.step(built.init(), fake_batch(built.mesh, 0), scalars(built, 0))
+    nats = float(metrics["loss"]) * float(metrics["tokens"])
+    assert float(metrics["bits_per_byte"]) == pytest.approx(nats / float(metrics["bytes"]) / np.log(2), rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(np.log(96), abs=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_training_lowers_the_loss(optimizer, compute):
+    config = small_config(
+        **{"optimizer.name": optimizer, "precision.compute": compute, "optimizer.learning_rate": "5e-3"}
+    )
+    losses = run_steps(built_step(config), 12, config)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_dropout_differs_by_step_and_repeats_by_seed():
+    config = small_config(**{"model.dropout": "0.3", "optimizer.learning_rate": "1e-12"})
+    first, again = (run_steps(built_step(config), 3, config) for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 3
+
+
+def double_loss(model, params, batch, **kwargs):
+    """An objective of one's own, for the test below."""
+    from lm.objectives import next_token
+
+    loss, sums = next_token(model, params, batch, **kwargs)
+    return 2 * loss, sums | {"doubled": 2 * sums["nll"]}
+
+
+def test_an_objective_of_ones_own_is_named_in_the_config():
+    own = built_step(small_config(objective="tests.train.test_step:double_loss"))
+    plain = built_step(small_config())
+    _, metrics = own.step(own.init(), fake_batch(own.mesh, 0), scalars(own, 0))
+    _, expected = plain.step(plain.init(), fake_batch(plain.mesh, 0), scalars(plain, 0))
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * expected["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["doubled"], 2 * expected["loss"] * expected["tokens"], rtol=1e-5)

@@ -20,6 +20,7 @@ PARAMETERS: Mapping[str, str] = {
     "layers/attention/key/bias": "LKH",
     "layers/attention/value/kernel": "LDKH",
     "layers/attention/value/bias": "LKH",
+    "layers/attention/value_embed/embedding": "LVKH",
     "layers/attention/query_norm/scale": "LH",
     "layers/attention/key_norm/scale": "LH",
     "layers/attention/out/kernel": "LNHD",

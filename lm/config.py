@@ -41,6 +41,7 @@ class ModelConfig:
     qk_norm: bool = option(False)  # RMSNorm of queries and keys over the head width
     attention_softcap: float | None = option(None, gt=0)  # c * tanh(logit / c) on attention logits
     logit_softcap: float | None = option(None, gt=0)  # the same on output logits
+    value_embeddings: bool = option(False)  # a token embedding per layer, added to the values (Zhou et al. 2024)
     tie_embeddings: bool = option(True)  # the output head is the token embedding
     dropout: float = option(0.0, ge=0, lt=1)  # on embeddings and sublayer outputs
     initializer: str = option("gpt2", choices=("gpt2", "fan_in", "zero_out"))  # see lm/model/initializers.py

@@ -41,6 +41,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     start = time.monotonic()
     config_dict = common.load_config(args.config, args.overrides)
     config = common.resolve_here(config_dict)
+    init_from = _init_fingerprint(config)
     make_folder(args.workdir)
 
     from lm.data.dataset import open_data
@@ -68,7 +69,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         config = with_vocabulary(config, dataset.vocab_size)
 
         # 2. The run's folder: a new one, or one of the same config.
-        identity = fingerprint(config, manifest_hash=dataset.hash, init_from=_init_fingerprint(config))
+        identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
         info = _run_info(config, identity, dataset, args)
         _claim_folder(args.workdir, config, info, dataset)
 

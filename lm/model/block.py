@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.model.layers import Linear, Norm, apply_rope
+from lm.model.layers import Embedding, Linear, Norm, apply_rope
 
 
 class Attention(nn.Module):
@@ -16,14 +16,21 @@ class Attention(nn.Module):
 
     config: ModelConfig
     param_dtype: jnp.dtype
-    attention: Callable  # lm.kernels.attention.attention or one that honours its signature
+    attention: Callable  # of the signature of lm.kernels.attention.attention
+    constrain: Callable
 
     @nn.compact
-    def __call__(self, x_BTD, *, rope, segment_ids_BT, window, cache):
+    def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache):
         config, project = self.config, lambda name, spec: Linear(config, spec, self.param_dtype, name=name)(x_BTD)
         q_BTNH = project("query", "BTD,DNH->BTNH")
         k_BTKH = project("key", "BTD,DKH->BTKH")
         v_BTKH = project("value", "BTD,DKH->BTKH")
+        if config.value_embeddings:
+            shape = (config.vocab_size, config.num_kv_heads, config.head_dim)
+            table = Embedding(
+                shape, "VKH", config.embedding_std, x_BTD.dtype, self.param_dtype, self.constrain, name="value_embed"
+            )
+            v_BTKH = v_BTKH + table(tokens_BT)
         if config.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023
             q_BTNH = Norm("rmsnorm", config.norm_epsilon, False, self.param_dtype, name="query_norm")(q_BTNH)
             k_BTKH = Norm("rmsnorm", config.norm_epsilon, False, self.param_dtype, name="key_norm")(k_BTKH)
@@ -82,14 +89,19 @@ class Block(nn.Module):
     constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
 
     @nn.compact
-    def __call__(self, x_BTD, *, rope, segment_ids_BT, window, cache, deterministic):
+    def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache, deterministic):
         """Return (x_BTD, new cache or None); `window` is static, `cache` this layer's part."""
         config = self.config
         norm = lambda name: Norm(config.norm, config.norm_epsilon, config.bias, self.param_dtype, name=name)  # noqa: E731
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
-        attend = Attention(config, self.param_dtype, self.attention, name="attention")
+        attend = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
         out_BTD, cache = attend(
-            norm("attention_norm")(x_BTD), rope=rope, segment_ids_BT=segment_ids_BT, window=window, cache=cache
+            norm("attention_norm")(x_BTD),
+            tokens_BT=tokens_BT,
+            rope=rope,
+            segment_ids_BT=segment_ids_BT,
+            window=window,
+            cache=cache,
         )
         x_BTD = self.constrain(x_BTD + drop(out_BTD), "BTD")
         out_BTD = FeedForward(config, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BTD))

@@ -21,6 +21,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             return not config.tie_embeddings
         if "gate" in name and not gated:
             return False
+        if name[-2] == "value_embed":
+            return config.value_embeddings
         if name[-2] in ("query_norm", "key_norm"):
             return config.qk_norm
         return layer_bias if name[-2].endswith("_norm") and name[-1] == "bias" else config.bias or name[-1] != "bias"
@@ -30,10 +32,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Return `total` and `non_embedding` (without token and position embeddings and an untied head) counts."""
+    """Return `total` and `non_embedding` (without embeddings and an untied head) counts."""
     shapes = parameter_shapes(config)
     total = sum(map(math.prod, shapes.values()))
-    outside = sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(("embed/", "head/")))
+    outside = sum(
+        math.prod(shape) for path, shape in shapes.items() if path.startswith("head/") or path.endswith("/embedding")
+    )
     return {"total": total, "non_embedding": total - outside}
 
 

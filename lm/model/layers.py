@@ -73,9 +73,10 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table `[rows, D]` looked up by id, in the compute type."""
+    """A table `[V, …]` looked up by id, in the compute type."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    letters: str  # of the shape
     std: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -86,7 +87,7 @@ class Embedding(nn.Module):
         table = self.param("embedding", normal(self.std), self.shape, self.param_dtype)
         # Gathered whole before the lookup: from a table sharded over D the compiler would make a
         # D-sharded activation and then have to turn it into a batch-sharded one.
-        return jnp.take(self.constrain(table, "VD"), ids_BT, axis=0).astype(self.dtype)
+        return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.dtype)
 
 
 def rope_angles(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:

@@ -59,7 +59,9 @@ class Transformer:
 
     def _embedding(self, rows: int) -> Embedding:
         config = self.config
-        return Embedding((rows, config.d_model), config.embedding_std, self.dtype, self.param_dtype, self.constrain)
+        return Embedding(
+            (rows, config.d_model), "VD", config.embedding_std, self.dtype, self.param_dtype, self.constrain
+        )
 
     @property
     def _final_norm(self) -> Norm:
@@ -75,7 +77,7 @@ class Transformer:
         embed_key, position_key, layer_key, norm_key, head_key = jax.random.split(key, 5)
         ids_BT = jnp.zeros((1, 1), jnp.int32)
         x_BTD = jnp.zeros((1, 1, config.d_model), self.dtype)
-        call = {**self._context(ids_BT, ids_BT), "window": None, "cache": None, "deterministic": True}
+        call = {**self._context(ids_BT, ids_BT, ids_BT), "window": None, "cache": None, "deterministic": True}
         init = lambda module, key, *args, **kwargs: module.init(key, *args, **kwargs)["params"]  # noqa: E731
         params: Params = {"embed": {"tokens": init(self._embedding(config.vocab_size), embed_key, ids_BT)}}
         if config.positions == "learned":
@@ -119,7 +121,7 @@ class Transformer:
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
         x_BTD = self.constrain(x_BTD, "BTD")
 
-        context, new_lengths = self._context(positions_BT, segment_ids_BT), {}
+        context, new_lengths = self._context(tokens_BT, positions_BT, segment_ids_BT), {}
         if cache is not None:
             length = cache["length"]
             segments_BS = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids_BS"], segment_ids_BT, length, 1)
@@ -161,11 +163,11 @@ class Transformer:
         layers = jax.tree.map(lambda a: a.reshape((config.num_layers, *a.shape[2:])), updated)
         return x_BTD, {"layers": layers, **new_lengths}
 
-    def _context(self, positions_BT, segment_ids_BT) -> dict[str, Any]:
+    def _context(self, tokens_BT, positions_BT, segment_ids_BT) -> dict[str, Any]:
         rope = None
         if self.config.positions == "rope":
             rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_base)
-        return {"rope": rope, "segment_ids_BT": segment_ids_BT}
+        return {"tokens_BT": tokens_BT, "rope": rope, "segment_ids_BT": segment_ids_BT}
 
     def head(self, params: Params) -> jax.Array:
         """Return `head_DV` in the parameter type: the head's kernel, or the tied embedding."""

@@ -8,6 +8,9 @@ import sys
 import pytest
 
 from lm.__main__ import main
+from lm.commands.common import load_config
+from lm.config import resolve
+from lm.data.prepare import prepare
 from tests.commands.runs import write_config, write_text
 
 STEPS = 20
@@ -53,7 +56,10 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def config(corpus) -> pathlib.Path:
-    return write_config(corpus.parent / "tiny_words.py", corpus, STEPS)
+    """The shared config; its data is prepared, so that no test sees the lines about that."""
+    path = write_config(corpus.parent / "tiny_words.py", corpus, STEPS)
+    prepare(resolve(load_config(str(path))).data)
+    return path
 
 
 @pytest.fixture(scope="session")

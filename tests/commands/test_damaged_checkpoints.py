@@ -85,15 +85,12 @@ def test_training_continues_from_the_last_good_checkpoint_and_keeps_it_until_a_n
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["20"]
 
 
-def test_a_damaged_newer_checkpoint_never_displaces_a_good_one(train, run):
+def test_a_damaged_newer_checkpoint_never_displaces_a_good_one(lm, train, run):
     _truncated(run / "checkpoints" / "20")
-    # Cut off between the checkpoints 16 and 20: what is kept must be readable.
     (run / "checkpoints" / "20").rename(run / "checkpoints" / "99")
-    shutil.rmtree(run / "checkpoints" / "16" / "data")
-    shutil.copytree(run / "checkpoints" / "99", run / "checkpoints" / "98")
-    done = train(run, "--config.checkpoint.keep=1")
-    assert done.code == 1  # none is left: 16 lost its data item
-    assert "can be read" in done.err.splitlines()[-1] and "Traceback" not in done.err
+    assert train(run, "--config.checkpoint.keep=1").code == 0
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"20", "99"}
+    assert '"step": 20' in lm(*VERBS["inspect"], run).out
 
 
 def test_training_refuses_to_start_over_when_every_checkpoint_is_damaged(train, run):

@@ -155,15 +155,6 @@ def test_a_run_is_not_continued_on_other_data(lm, run, corpus, tmp_path):
     assert {**files(run), "log.txt": b""} == {**before, "log.txt": b""}
 
 
-def test_a_start_that_failed_does_not_claim_the_folder(train, finished, tmp_path):
-    done = train(tmp_path / "run", f"--config.init_from={finished}", "--config.model.d_model=64")
-    assert done.code == 2 and (tmp_path / "run" / "config.json").exists()
-    done = train(tmp_path / "run", "--config.init_from=/nowhere")
-    assert "/nowhere" in done.refusal(2)
-    done = train(tmp_path / "run", "--config.optimizer.num_steps=3")
-    assert done.code == 0, done.err
-
-
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": {}}'])
 def test_a_damaged_config_json_is_refused_by_every_verb(lm, train, run, content):
     (run / "config.json").write_text(content)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from lm.__main__ import main
 from tests.commands.conftest import STEPS
 from tests.commands.runs import files, records
 
@@ -35,12 +36,6 @@ def test_every_metrics_line_has_the_promised_keys(finished):
     assert [r["step"] for r in records(finished, "eval")] == [10, 20]
 
 
-def test_tensorboard_events_are_written_when_asked(train, tmp_path):
-    done = train(tmp_path / "run", "--config.log.tensorboard=true", "--config.optimizer.num_steps=3")
-    assert done.code == 0, done.err
-    assert list((tmp_path / "run" / "events").iterdir())
-
-
 def test_training_a_finished_run_again_gives_the_same_result_and_changes_no_metrics(train, run):
     before = files(run)
     done = train(run, "--json", "--config.log.sample_prompts=('abc',)")
@@ -68,13 +63,30 @@ def test_stdout_carries_the_result_alone(train, run):
     assert "step" in done.err and "step 20/20" not in done.out
 
 
-def test_init_from_starts_from_the_other_runs_parameters(train, finished, tmp_path):
-    done = train(tmp_path / "run", f"--config.init_from={finished}", "--config.optimizer.num_steps=3")
-    assert done.code == 0, done.err
-    first, last, fresh = records(tmp_path / "run")[0], records(finished)[-1], math.log(384)
+@pytest.fixture(scope="module")
+def started_from(config, finished, tmp_path_factory):
+    """A run that began from the finished one, in a folder where an earlier start had failed."""
+    workdir = tmp_path_factory.mktemp("started_from") / "run"
+    command = ["train", f"--config={config}", f"--workdir={workdir}", f"--config.init_from={finished}"]
+    assert main([*command, "--config.model.d_model=64"]) == 2
+    assert (workdir / "config.json").exists()
+    assert main([*command, "--config.optimizer.num_steps=3", "--config.log.tensorboard=true"]) == 0
+    return workdir
+
+
+def test_init_from_starts_from_the_other_runs_parameters(started_from, finished):
+    first, last, fresh = records(started_from)[0], records(finished)[-1], math.log(384)
     assert abs(first["loss"] - last["loss"]) < 0.2 * (fresh - last["loss"])
-    ours, theirs = (json.loads((f / "config.json").read_text())["fingerprint"] for f in (tmp_path / "run", finished))
+    ours, theirs = (json.loads((f / "config.json").read_text())["fingerprint"] for f in (started_from, finished))
     assert ours != theirs
+
+
+def test_a_start_that_failed_before_its_first_step_does_not_claim_the_folder(started_from):
+    assert json.loads((started_from / "config.json").read_text())["config"]["model"]["d_model"] == 32
+
+
+def test_tensorboard_events_are_written_when_asked(started_from):
+    assert list((started_from / "events").iterdir())
 
 
 @pytest.mark.parametrize(

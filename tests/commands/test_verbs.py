@@ -43,11 +43,14 @@ def generate(lm, finished, *arguments):
     return done.out
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(lm, finished):
-    first = generate(lm, finished, "--prompt=abc", "--seed=1")
-    assert first.startswith("abc") and len(first) > 4
-    assert generate(lm, finished, "--prompt=abc", "--seed=1") == first
-    assert generate(lm, finished, "--prompt=abc", "--seed=2") != first
+def test_the_same_seed_gives_the_same_text_streamed_or_not_from_an_option_or_stdin(lm, finished, monkeypatch):
+    streamed = generate(lm, finished, "--prompt=abc", "--seed=1")
+    result = json.loads(generate(lm, finished, "--prompt=abc", "--seed=1", "--json"))
+    assert result["prompt"] == "abc" and result["step"] == 20 and result["seed"] == 1
+    assert streamed == f"abc{result['samples'][0]}\n" and len(streamed) > 5
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc"))
+    assert generate(lm, finished, "--prompt=-", "--seed=1") == streamed
+    assert generate(lm, finished, "--prompt=abc", "--seed=2") != streamed
 
 
 def test_temperature_0_does_not_depend_on_the_seed(lm, finished):
@@ -55,22 +58,11 @@ def test_temperature_0_does_not_depend_on_the_seed(lm, finished):
     assert len(texts) == 1
 
 
-def test_streamed_text_is_the_text_of_json(lm, finished):
-    result = json.loads(generate(lm, finished, "--prompt=abc", "--seed=3", "--json"))
-    assert generate(lm, finished, "--prompt=abc", "--seed=3") == f"abc{result['samples'][0]}\n"
-    assert result["prompt"] == "abc" and result["step"] == 20 and result["seed"] == 3
-
-
 def test_several_samples_differ_and_each_is_printed(lm, finished):
     result = json.loads(generate(lm, finished, "--prompt=abc", "--num-return-sequences=3", "--json"))
     assert len(set(result["samples"])) == 3
     out = generate(lm, finished, "--prompt=abc", "--num-return-sequences=3")
     assert out == "".join(f"--- sample {n}\nabc{text}\n" for n, text in enumerate(result["samples"], 1))
-
-
-def test_the_prompt_can_come_from_stdin(lm, finished, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("abc"))
-    assert generate(lm, finished, "--prompt=-", "--seed=1") == generate(lm, finished, "--prompt=abc", "--seed=1")
 
 
 def test_inspect_reads_a_checkpoint_without_importing_jax(finished):

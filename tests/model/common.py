@@ -23,6 +23,7 @@ SHAPES = {
         "model.num_kv_heads": "1",
         "model.head_dim": "24",
     },
+    "value_embeddings": {"model.value_embeddings": "True", "model.num_kv_heads": "2"},
     "geglu_no_positions": {"model.activation": "geglu", "model.positions": "none"},
 }
 

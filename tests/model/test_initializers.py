@@ -52,6 +52,7 @@ def test_standard_deviation_of_every_parameter_in_every_layer(initializer):
             "model.bias": "True",
             "model.qk_norm": "True",
             "model.vocab_size": "512",
+            "model.value_embeddings": "True",
         },
     )
     params = jax.jit(model.init)(jax.random.key(0))

@@ -1,11 +1,14 @@
 """A run that is stopped, however it is stopped, and started again equals one that never was: bit for bit."""
 
+import os
 import random
 import signal
 import time
 
 import pytest
 
+from lm.errors import Preempted
+from lm.train.interrupts import Interrupts
 from tests.commands.runs import finish, records, start, write_config, write_text
 
 # Muon, accumulation and dropout: a resumed run needs every part of the state.
@@ -26,7 +29,7 @@ def train(config, workdir, *arguments):
 @pytest.fixture(scope="module")
 def undisturbed(config):
     workdir = config.parent / "undisturbed"
-    code, out, err = finish(train(config, workdir))
+    code, _, err = finish(train(config, workdir))
     assert code == 0, err
     return workdir
 
@@ -84,6 +87,24 @@ def test_a_run_killed_while_it_saves_and_then_preempted_repeats_every_loss(confi
     assert_same_run(workdir, undisturbed)
 
 
+def test_inside_the_loop_one_ctrl_c_waits_for_the_step_and_a_second_stops_at_once():
+    with Interrupts().installed() as interrupts, interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.requested == "SIGINT"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested == "SIGTERM"
+        with pytest.raises(Preempted, match="second Ctrl-C"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_the_loop_a_signal_stops_at_once():
+    with Interrupts().installed(), pytest.raises(Preempted, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_run_killed_at_three_random_moments_repeats_every_loss(config, undisturbed, tmp_path, seed):
@@ -108,7 +129,7 @@ def test_a_run_killed_at_three_random_moments_repeats_every_loss(config, undistu
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_exits_42_and_a_second_one_stops_at_once(config, undisturbed, tmp_path):
+def test_ctrl_c_saves_and_exits_42_and_every_loss_repeats(config, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     code, err = stop(train(config, workdir), signal.SIGINT, lambda: last_step(workdir) >= 7)
     assert code == 42 and err.splitlines()[-1].startswith("lm: stopped by SIGINT at step "), err

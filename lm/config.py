@@ -98,7 +98,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    """Number types. Master weights and optimizer state are in `parameters`."""
+    """Number types. The optimizer works and keeps its state in f32."""
 
     parameters: str = option("float32", choices=("float32", "bfloat16"))  # master weights
     compute: str = option("float32", choices=("float32", "bfloat16"))  # activations and matmul inputs

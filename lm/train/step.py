@@ -67,7 +67,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     def make_state() -> TrainState:
         params = model.init(jax.random.key(config.seed))
         optimizer = build_optimizer(config.optimizer, hyperparameters(config.optimizer, 0))
-        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), {})
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), {})
 
     def train_step(state: TrainState, batch, hparams):
         tokens = jnp.sum(batch["weights_BT"])
@@ -93,7 +93,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
         (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
         optimizer = build_optimizer(config.optimizer, hparams)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(_f32(grads), state.opt_state, _f32(state.params))
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": sums["nll"] / jnp.maximum(tokens, 1),
@@ -120,6 +120,11 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
         cross_entropy=cross_entropy,
     )
+
+
+def _f32(tree: Any) -> Any:
+    """The optimizer works and keeps its state in f32, whatever type the parameters have."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
 
 
 def _init_options(mesh: Mesh) -> dict[str, int]:

@@ -32,7 +32,7 @@ def get_config():
     config.optimizer.learning_rate = 2e-2
     config.optimizer.warmup_steps = 2
     config.optimizer.num_steps = {num_steps}
-    config.checkpoint.every_steps = 4
+    config.checkpoint.every_steps = 8
     config.eval.every_steps = 10
     config.eval.tokens = 512
     config.log.every_steps = 1

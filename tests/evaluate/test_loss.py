@@ -1,0 +1,83 @@
+"""Evaluation: strided windows against scoring one token at a time, on any mesh."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lm.data.shards import Shard
+from lm.data.windows import EvalBatches
+from lm.evaluate import LossEvaluator
+from lm.evaluate.loss import summarize
+from lm.model import Transformer
+from lm.parallel.loss import make_cross_entropy
+from lm.parallel.mesh import make_constrain, parameter_shardings
+from tests.train.common import mesh_of, small_config
+
+LENGTH = 8
+DOCUMENTS = [np.array([95, *range(1, 14)], np.uint32), np.array([95, 7, 7], np.uint32)]
+TOKEN_BYTES = np.where(np.arange(96) == 95, 0, 3).astype(np.int32)
+
+
+def evaluator_on(devices: int, **overrides):
+    mesh, config = mesh_of(devices, 1), small_config(devices=devices, **overrides)
+    model = Transformer(config.model, config.precision, constrain=make_constrain(mesh))
+    params = jax.jit(model.init)(jax.random.key(1))
+    params = jax.device_put(params, parameter_shardings(mesh, params))
+    return LossEvaluator(model, mesh, make_cross_entropy(mesh)), model, params
+
+
+def batches(stride: int) -> EvalBatches:
+    shard = Shard.from_documents(DOCUMENTS, 95)
+    return EvalBatches([shard], TOKEN_BYTES, sequence_length=LENGTH, batch_size=8, stride=stride)
+
+
+def by_hand(model, params, stride: int) -> float:
+    """Each target once, from the window that scores it."""
+    total = 0.0
+    for document in DOCUMENTS:
+        ids = [*document.tolist(), 95]
+        done = start = 0
+        while done < len(document):
+            window = ids[start : start + LENGTH]
+            targets = ids[start + 1 : start + 1 + LENGTH]
+            window = window[: len(targets)]
+            row = np.arange(len(window))[None]
+            hidden, _ = model.hidden(params, np.array([window]), row, np.ones_like(row))
+            log_probability = jax.nn.log_softmax(model.logits(params, hidden)[0])
+            for position in range(done - start, len(targets)):
+                total -= float(log_probability[position, targets[position]])
+            done = start + len(targets)
+            start += stride
+    return total
+
+
+@pytest.mark.parametrize("stride", [1, 3, LENGTH])
+def test_strided_windows_equal_scoring_by_hand(stride):
+    evaluate, model, params = evaluator_on(1)
+    figures = evaluate(params, batches(stride))
+    assert figures["tokens"] == sum(len(document) for document in DOCUMENTS)
+    assert figures["bytes"] == 3 * (13 + 2)
+    expected = by_hand(model, params, stride)
+    assert figures["loss"] * figures["tokens"] == pytest.approx(expected, rel=1e-5)
+    assert figures["bits_per_byte"] == pytest.approx(expected / 45 / math.log(2), rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+
+
+def test_the_mesh_changes_nothing():
+    single, sharded = evaluator_on(1), evaluator_on(8)
+    a, b = (evaluate(params, batches(3)) for evaluate, _, params in (single, sharded))
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+    assert a["tokens"] == b["tokens"]
+
+
+def test_a_model_that_knows_nothing_pays_log_v_per_token():
+    evaluate, _, params = evaluator_on(1)
+    params["embed"]["tokens"]["embedding"] *= 0
+    assert evaluate(params, batches(LENGTH))["loss"] == pytest.approx(math.log(96), rel=1e-6)
+
+
+def test_undefined_figures_are_none_not_zero():
+    assert summarize(0.0, 0, 0) == {"loss": None, "perplexity": None, "bits_per_byte": None, "tokens": 0, "bytes": 0}
+    assert summarize(10.0, 2, 0)["bits_per_byte"] is None

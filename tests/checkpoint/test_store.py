@@ -14,7 +14,7 @@ import pytest
 from lm.checkpoint.layout import finished_steps, unfinished
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
-from lm.errors import DamagedFileError, LmError, UsageError
+from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
 from tests.train.common import built_step, fake_batch, scalars, small_config
 
 ITEMS = ("params", "frozen", "opt_state", "extra")
@@ -127,12 +127,10 @@ def test_another_shape_or_type_is_refused_with_the_path_named(folder):
     wider = built_step(
         small_config(**{"model.d_ff": "256", "optimizer.name": "muon", "precision.parameters": "bfloat16"})
     )
-    with pytest.raises(
-        DamagedFileError, match=r"params/layers/mlp/down/kernel is bfloat16\[2, 192, 64\].*\[2, 256, 64\]"
-    ):
+    with pytest.raises(ConfigError, match=r"params/layers/mlp/down/kernel is bfloat16\[2, 192, 64\].*\[2, 256, 64\]"):
         Checkpoints(str(folder)).restore({"params": wider.state.params}, step=20)
     full = built_step(small_config(**{"optimizer.name": "muon"}))
-    with pytest.raises(DamagedFileError, match=r"expected float32"):
+    with pytest.raises(ConfigError, match=r"expected float32"):
         Checkpoints(str(folder)).restore({"params": full.state.params}, step=20)
 
 
@@ -173,5 +171,5 @@ def test_the_reader_needs_no_jax(trained, folder):
 
 
 def test_the_reader_names_what_is_missing(folder):
-    with pytest.raises(DamagedFileError, match="params has no array layers/none"):
+    with pytest.raises(ConfigError, match="params has no array layers/none"):
         CheckpointReader(str(folder / "20")).read("params", "layers/none")

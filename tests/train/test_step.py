@@ -55,6 +55,19 @@ def test_bits_per_byte_and_loss_are_of_the_weighted_targets():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bf16_parameters_keep_an_f32_optimizer_and_compile_once(optimizer):
+    config = small_config(**{"optimizer.name": optimizer, "precision.parameters": "bfloat16"})
+    built = built_step(config)
+    state = built.init()
+    for step in range(3):
+        state, _ = built.step(state, fake_batch(built.mesh, 0), scalars(built, step, config))
+    assert built.step._cache_size() == 1
+    assert jax.tree.map(lambda a: a.dtype, state) == jax.tree.map(lambda a: a.dtype, built.state)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state)} == {"float32", "int32"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_training_lowers_the_loss(optimizer, compute):
     config = small_config(

@@ -1,0 +1,47 @@
+"""GPT-2 small (124M parameters, Radford et al. 2019) with nanoGPT's recipe, on any text source.
+
+    lm train --config experiments/gpt2_124m.py --workdir runs/gpt2 --config.data.path='corpus/*.jsonl'
+    lm inspect --config experiments/gpt2_124m.py
+
+Hardware: written for 8 accelerators of 40 GB or more; the global batch is 480 rows of 1,024 tokens, in
+`accumulation_steps` micro-batches. 600,000 steps are about 300B tokens. It has not been trained to
+the end here. `lm inspect` gives its size: 124,475,904 parameters with the vocabulary padded to 50,304.
+"""
+
+from lm.config import default
+
+
+def get_config():
+    config = default()
+    config.data.source = "jsonl"
+    config.data.path = "corpus"
+    config.data.tokenizer = "gpt2"
+    config.data.sequence_length = 1024
+    config.data.batch_size = 480
+    config.data.validation_fraction = 0.0005
+
+    config.model.num_layers = 12
+    config.model.d_model = 768
+    config.model.num_heads = 12
+    config.model.norm = "layernorm"
+    config.model.norm_epsilon = 1e-5
+    config.model.bias = True
+    config.model.activation = "gelu"
+    config.model.positions = "learned"
+    config.model.remat = "dots"
+
+    config.precision.compute = "bfloat16"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 6e-4
+    config.optimizer.final_learning_rate = 0.1
+    config.optimizer.num_steps = 600_000
+    config.optimizer.warmup_steps = 2_000
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.accumulation_steps = 5
+
+    config.eval.every_steps = 1_000
+    config.eval.tokens = 1_000_000
+    config.checkpoint.every_steps = 1_000
+    config.log.sample_every_steps = 10_000
+    return config

@@ -1,7 +1,7 @@
 """Tiny Shakespeare in about two minutes on a laptop's CPU.
 
-    lm train --config experiments/shakespeare.py --workdir runs/shakespeare --config.data.path=input.txt
-    lm eval --checkpoint runs/shakespeare --data test --stride 16
+lm train --config experiments/shakespeare.py --workdir runs/shakespeare --config.data.path=input.txt
+lm eval --checkpoint runs/shakespeare --data test --stride 16
 """
 
 from lm.config import default

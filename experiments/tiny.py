@@ -1,6 +1,6 @@
 """The main job: a small model on the Python standard library's own source, in minutes on two CPU cores.
 
-    lm train --config experiments/tiny.py --workdir runs/tiny
+lm train --config experiments/tiny.py --workdir runs/tiny
 """
 
 from lm.config import default

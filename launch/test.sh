@@ -22,4 +22,4 @@ else
 fi
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest -n 2 --dist worksteal -m "$select" "$@"
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile -m "$select" "$@"

@@ -8,5 +8,10 @@ _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["LM_CACHE"] = os.environ.get("LM_TEST_CACHE") or tempfile.mkdtemp(prefix="lm-tests-")
+# One cache of compiled programs and prepared data for all workers of this session, made anew for each session.
+os.environ.setdefault("LM_TEST_CACHE", tempfile.mkdtemp(prefix="lm-tests-"))
+os.environ["LM_CACHE"] = os.environ["LM_TEST_CACHE"]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["LM_TEST_CACHE"], "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when a test (or its subprocess) imports it

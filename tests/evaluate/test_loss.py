@@ -53,7 +53,7 @@ def by_hand(model, params, stride: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("stride", [1, 3, LENGTH])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 3, LENGTH])
 def test_strided_windows_equal_scoring_by_hand(stride):
     evaluate, model, params = evaluator_on(1)
     figures = evaluate(params, batches(stride))

@@ -18,6 +18,11 @@ def shapes_of(params) -> dict[str, tuple[int, ...]]:
     return out
 
 
+def fast_only(*names):
+    """Every shape, those not named in the slow tier."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_those_of_the_table_and_of_the_analytic_count(shape):
     model = small_model(**SHAPES[shape])
@@ -27,7 +32,7 @@ def test_parameters_are_those_of_the_table_and_of_the_analytic_count(shape):
     assert parameter_counts(model.config)["total"] == sum(int(np.prod(size)) for size in shapes.values())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", fast_only("gpt2", "qk_norm_window_softcaps"))
 def test_decoding_with_a_cache_equals_the_whole_forward_pass(shape):
     model = small_model(**SHAPES[shape])
     params = jax.jit(model.init)(jax.random.key(0))
@@ -42,7 +47,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward_pass(shape):
     assert int(cache["length"]) == 12
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", fast_only("qk_norm_window_softcaps", "value_embeddings"))
 def test_documents_packed_into_one_row_do_not_see_each_other(shape):
     model = small_model(**SHAPES[shape])
     params = jax.jit(model.init)(jax.random.key(0))
@@ -87,7 +92,14 @@ def gradients(model, params):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("change", [{"model.remat": "full"}, {"model.remat": "dots"}, {"model.scan_unroll": "2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.remat": "full"},
+        pytest.param({"model.remat": "dots"}, marks=pytest.mark.slow),
+        pytest.param({"model.scan_unroll": "2"}, marks=pytest.mark.slow),
+    ],
+)
 def test_remat_and_unrolling_change_no_gradient(change):
     base = small_model(**{"model.dropout": "0.1"})
     params = jax.jit(base.init)(jax.random.key(0))

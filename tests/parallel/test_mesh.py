@@ -63,11 +63,17 @@ def test_placed_batches_are_the_same_global_batch_on_any_mesh(devices, fsdp, mic
 def test_losses_agree_on_1_2_and_8_devices_within_1e_5_over_5_steps():
     losses = {
         shape: run_steps(built_step(small_config(devices=shape[0], fsdp=shape[1])), 5)
-        for shape in [(1, 1), (2, 1), (8, 1), (8, 4)]
+        for shape in [(1, 1), (2, 1), (8, 1)]
     }
     for shape, values in losses.items():
         np.testing.assert_allclose(values, losses[1, 1], atol=1e-5, err_msg=str(shape))
     assert losses[1, 1][-1] < losses[1, 1][0]
+
+
+@pytest.mark.slow
+def test_losses_agree_with_parameters_sharded_over_fsdp():
+    sharded, single = (run_steps(built_step(small_config(devices=n, fsdp=f)), 5) for n, f in [(8, 4), (1, 1)])
+    np.testing.assert_allclose(sharded, single, atol=1e-5)
 
 
 def test_the_loss_gathers_no_hidden_states_and_reduces_the_heads_gradient_once():

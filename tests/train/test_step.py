@@ -19,7 +19,7 @@ def test_a_second_learning_rate_leaves_the_jit_cache_at_one_entry():
     assert built.step._cache_size() == 1
 
 
-@pytest.mark.parametrize("micro", [2, 4])
+@pytest.mark.parametrize("micro", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulation_over_unequal_masks_equals_one_large_batch(micro):
     accumulating = small_config(**{"optimizer.accumulation_steps": str(micro)})
     whole, parts = built_step(small_config()), built_step(accumulating)
@@ -67,8 +67,7 @@ def test_bf16_parameters_keep_an_f32_optimizer_and_compile_once(optimizer):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state)} == {"float32", "int32"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("optimizer", "compute"), [("adamw", "float32"), ("muon", "bfloat16")])
 def test_training_lowers_the_loss(optimizer, compute):
     config = small_config(
         **{"optimizer.name": optimizer, "precision.compute": compute, "optimizer.learning_rate": "5e-3"}

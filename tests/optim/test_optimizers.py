@@ -39,10 +39,10 @@ def one_update(config, steps=1):
 
 def adam_direction(gradients, config):
     m = v = 0
-    for t, g in enumerate(gradients, 1):
+    for g in gradients:
         m = config.b1 * m + (1 - config.b1) * g
         v = config.b2 * v + (1 - config.b2) * g**2
-    return (m / (1 - config.b1**t)) / (np.sqrt(v / (1 - config.b2**t)) + config.epsilon)
+    return (m / (1 - config.b1 ** len(gradients))) / (np.sqrt(v / (1 - config.b2 ** len(gradients))) + config.epsilon)
 
 
 def muon_direction(gradients, config):
@@ -113,7 +113,7 @@ def test_clipping_scales_all_gradients_by_one_factor():
     config = OptimizerConfig(
         name="adamw", b1=0.0, b2=0.0, epsilon=1e6, weight_decay=0.0, warmup_steps=0, learning_rate=1.0
     )
-    params, grads, updates = one_update(config)  # with this epsilon the update is linear in the gradient
+    _, grads, updates = one_update(config)  # with this epsilon the update is linear in the gradient
     norm = float(optax.tree.norm(grads))
     assert norm > 1
     ratio = jax.tree.map(lambda u, g: u / g, updates, grads)

@@ -34,7 +34,7 @@ def mesh_of(devices: int, fsdp: int) -> Mesh:
     return make_mesh(small_config(devices, fsdp).parallel, jax.devices()[:devices])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def built_step(config: Config) -> BuiltStep:
     devices = config.parallel.data * config.parallel.fsdp
     return build_step(config, make_mesh(config.parallel, jax.devices()[:devices]))

@@ -94,6 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "lm: the device is out of memory. Lower config.data.batch_size, raise config.optimizer.accumulation_steps, "
+            "or set config.model.remat=full.",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         print(f"lm: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
         return 1

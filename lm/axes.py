@@ -85,8 +85,7 @@ def matrix_axes(dims: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return (input axes, output axes) of a matmul's kernel, or None for norms, biases and embeddings.
 
     `LDNH` -> ((1,), (2, 3)): D is contracted, N and H come out, L is a stack of such matrices.
-    `LNHD` -> ((1, 2), (3,)). This is what Muon orthogonalizes, what weight decay acts on, and
-    where initializers take their fans from; array rank says nothing about it.
+    `LNHD` -> ((1, 2), (3,)). This is what Muon orthogonalizes; array rank says nothing about it.
     """
     core = dims.removeprefix("L")
     offset = len(dims) - len(core)

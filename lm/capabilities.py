@@ -30,9 +30,9 @@ PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
     "TPU v5": {"bfloat16": 459e12},
     "TPU v5p": {"bfloat16": 459e12},
     "TPU v6 lite": {"bfloat16": 918e12},
-    "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
-    "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},
-    "NVIDIA H200": {"bfloat16": 989e12, "float32": 67e12},
+    "NVIDIA A100": {"bfloat16": 312e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12},
+    "NVIDIA H200": {"bfloat16": 989e12},
 }
 
 

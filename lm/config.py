@@ -47,9 +47,9 @@ class ModelConfig:
     initializer: str = option("gpt2", choices=("gpt2", "fan_in", "zero_out"))  # see lm/model/initializers.py
     embedding_std: float = option(0.02, gt=0)  # standard deviation of embeddings (and of all weights in gpt2)
     attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
-    remat: str = option("none", choices=("none", "full", "dots"))  # what the backward pass recomputes
-    scan_unroll: int = option(1, ge=1)  # layer groups per loop iteration; L unrolls (small models on CPU)
-    loss_chunk: int = option(1024, ge=1)  # tokens whose logits exist at one time in the loss
+    remat: str = option("none", choices=("none", "full", "dots"), identity=False)  # what the backward pass recomputes
+    scan_unroll: int = option(1, ge=1, identity=False)  # layer groups per loop iteration (CPU: L is faster)
+    loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,9 @@ class OptimizerConfig:
     num_steps: int = option(400, ge=1)  # optimizer steps
     warmup_steps: int = option(20, ge=0)  # linear from 0
     schedule: str = option("cosine", choices=("cosine", "linear", "wsd", "constant"))  # after the warmup
-    final_learning_rate: float = option(0.0, ge=0, le=1)  # at the last step, as a fraction of the peak
+    final_learning_rate: float = option(0.0, ge=0, le=1)  # where the schedule ends, as a fraction of the peak
     decay_fraction: float = option(0.2, gt=0, le=1)  # of num_steps that wsd spends decaying
-    weight_decay: float = option(0.1, ge=0)  # decoupled; matrices only (see lm/axes.py)
+    weight_decay: float = option(0.1, ge=0)  # decoupled; kernels and embeddings, not norms and biases
     b1: float = option(0.9, ge=0, lt=1)  # AdamW first moment
     b2: float = option(0.95, ge=0, lt=1)  # AdamW second moment
     epsilon: float = option(1e-8, gt=0)  # AdamW
@@ -102,7 +102,7 @@ class PrecisionConfig:
 
     parameters: str = option("float32", choices=("float32", "bfloat16"))  # master weights
     compute: str = option("float32", choices=("float32", "bfloat16"))  # activations and matmul inputs
-    output: str = option("float32", choices=("float32", "bfloat16"))  # logits handed out by eval and generate
+    output: str = option("float32", choices=("float32", "bfloat16"))  # logits handed out by generate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +126,8 @@ class EvalConfig:
     """Validation during training."""
 
     every_steps: int = option(200, ge=1, identity=False)  # also at the last step
-    tokens: int | None = option(65536, ge=1)  # of the validation split; None: all of it
-    stride: int | None = option(None, ge=1)  # new tokens per window; None: the whole window
+    tokens: int | None = option(65536, ge=1, identity=False)  # of the validation split; None: all of it
+    stride: int | None = option(None, ge=1, identity=False)  # new tokens per window; None: the whole window
     batch_size: int | None = option(None, ge=1, identity=False)  # rows; None: data.batch_size
 
 
@@ -147,7 +147,7 @@ class LogConfig:
 class Config:
     """A whole experiment."""
 
-    seed: int = option(0, ge=0)  # initialization, data order, dropout
+    seed: int = option(0, ge=0, lt=2**32)  # initialization, data order, dropout
     init_from: str | None = option(None, identity=False)  # a checkpoint whose parameters training starts from
     objective: str = option("next_token")  # `next_token`, or "package.module:Name"
     model: ModelConfig = ModelConfig()
@@ -264,6 +264,9 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
             f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
             f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
         )
+    eval_rows = config.eval.batch_size
+    if eval_rows is not None and eval_rows % shards:
+        raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {shards} batch shards.")
     if config.eval.stride is not None and config.eval.stride > data.sequence_length:
         raise ConfigError(
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
@@ -288,7 +291,9 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
         raise ConfigError(
             f"config.model.window={model.window!r}: its length must divide num_layers={model.num_layers}."
         )
-    max_positions = model.max_positions or config.data.sequence_length
+    max_positions = model.max_positions
+    if model.positions == "learned":
+        max_positions = max_positions or config.data.sequence_length
     if model.positions == "learned" and max_positions < config.data.sequence_length:
         raise ConfigError(
             f"config.model.max_positions={max_positions}: expected at least "
@@ -374,3 +379,18 @@ def fingerprint(config: Config, *, manifest_hash: str | None = None, init_from: 
     """
     identity = {"config": canonical(config), "data": manifest_hash, "init_from": init_from}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """Fill in `model.vocab_size` (the tokenizer's, padded to a multiple of 128), or check the one that is set.
+
+    Raises:
+      ConfigError: the model's vocabulary is smaller than the tokenizer's.
+    """
+    wanted = config.model.vocab_size
+    if wanted is not None and wanted < vocab_size:
+        raise ConfigError(
+            f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that."
+        )
+    padded = wanted or 128 * math.ceil(vocab_size / 128)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=padded))

@@ -40,7 +40,7 @@ def filesystem(path: str):
 
     scheme = path.split("://", 1)[0]
     try:
-        return fsspec.filesystem(scheme)
+        return fsspec.filesystem(scheme, use_listings_cache=False)  # Orbax writes beside fsspec
     except (ImportError, ValueError) as error:
         extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(scheme)
         hint = f' Install it with: pip install "lm[{extra}]".' if extra else ""

@@ -177,6 +177,14 @@ def test_a_source_without_its_path_is_refused():
     refused(changed(data__source="txt"), "config.data.source='txt'", 'Did you mean "text"?')
 
 
+def test_an_evaluation_batch_that_does_not_divide_is_refused():
+    refused(changed(eval__batch_size="3"), "config.eval.batch_size=3", "multiple of the 8", devices=8)
+
+
+def test_a_seed_beyond_32_bits_is_refused_because_keys_would_repeat():
+    refused(changed(seed=str(2**32)), "config.seed=4294967296", "less than")
+
+
 def test_splits_that_leave_nothing_to_train_on_are_refused():
     refused(
         changed(data__validation_fraction="0.5", data__test_fraction="0.5"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lm.errors import DamagedFileError, UsageError
-from lm.storage import exists, join, list_names
+from lm.storage import exists, is_remote, join, list_names
 
 ARRAY_ITEMS = ("params", "frozen", "opt_state", "extra")
 JSON_ITEMS = ("data", "meta")
@@ -18,7 +18,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 def finished_steps(folder: str) -> list[int]:
     """Return the steps of the published checkpoints in a folder, oldest first."""
-    return sorted(int(name) for name in list_names(folder) if name.isdigit())
+    return sorted(int(name) for name in list_names(folder) if name.isdigit() and _published(folder, name))
 
 
 def read_newest(folder: str, step: int | None, read: Callable[[int], T], warn: Callable[[str], None]) -> T:
@@ -51,17 +51,11 @@ def read_newest(folder: str, step: int | None, read: Callable[[int], T], warn: C
 
 def unfinished(folder: str) -> list[str]:
     """Return the paths of checkpoints whose writing was cut off before they were published."""
-    return [join(folder, name) for name in list_names(folder) if _UNFINISHED in name]
+    names = list_names(folder)
+    cut_off = [name for name in names if name.isdigit() and not _published(folder, name)]
+    return [join(folder, name) for name in [*(name for name in names if _UNFINISHED in name), *cut_off]]
 
 
-def checkpoint_folder(path: str) -> str:
-    """Return the folder that holds `<step>/` for a run's folder, its `checkpoints/`, or one step's own folder's parent.
-
-    Raises:
-      UsageError: there is no such folder.
-    """
-    path = path.rstrip("/")
-    if not exists(path):
-        raise UsageError(f'no checkpoint at "{path}". Give a run\'s folder (the --workdir of `lm train`).')
-    nested = join(path, "checkpoints")
-    return nested if exists(nested) else path
+def _published(folder: str, name: str) -> bool:
+    """Local checkpoints appear by a rename; on an object store Orbax writes in place and this file last."""
+    return not is_remote(folder) or exists(join(folder, name, "commit_success.txt"))

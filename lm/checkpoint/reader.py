@@ -1,6 +1,7 @@
 """Reading an Orbax checkpoint with numpy and TensorStore alone: no JAX, no mesh, no model code."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,12 +55,15 @@ class CheckpointReader:
 
     def _entries(self, item: str) -> Mapping[str, str]:
         if item not in self._metadata:
-            tree = self._load_json(join(self.path, item, "_METADATA"))["tree_metadata"].values()
-            keys = [
-                [key["key"] for key in leaf["key_metadata"]]
-                for leaf in tree
-                if leaf["value_metadata"]["value_type"] != "None"
-            ]
+            metadata = self._load_json(join(self.path, item, "_METADATA"))
+            try:
+                keys = [
+                    [key["key"] for key in leaf["key_metadata"]]
+                    for leaf in metadata["tree_metadata"].values()
+                    if leaf["value_metadata"]["value_type"] != "None"
+                ]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise self._damaged(f"the metadata of {item} are not Orbax's") from error
             self._metadata[item] = {"/".join(key): ".".join(key) for key in keys}
         return self._metadata[item]
 
@@ -68,14 +72,17 @@ class CheckpointReader:
         import tensorstore as ts
 
         folder = join(self.path, item)
-        base = folder.rstrip("/") + "/" if is_remote(folder) else {"driver": "file", "path": folder.rstrip("/") + "/"}
+        # TensorStore wants a normalized path: no `./`, no `..`.
+        base = f"{folder}/" if is_remote(folder) else {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
         try:
             name = self._entries(item)[path]
         except KeyError as error:
             raise self.misfit(f"{item} has no array {path}") from error
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         try:
-            return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+            # Orbax stores chunks of zeros too, so one that is missing is damage, not zeros.
+            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+            return ts.open(spec, open=True, read=True).result()
         except ValueError as error:
             raise self._damaged(f"{item}/{path} cannot be opened ({_reason(error)})") from error
 

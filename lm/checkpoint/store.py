@@ -25,7 +25,7 @@ class Restored:
     step: int
     items: Mapping[str, Any]  # array trees by item name
     data: Mapping[str, Any]  # rows consumed, the manifest's hash
-    meta: Mapping[str, Any]  # fingerprint, config
+    meta: Mapping[str, Any]  # step, fingerprint
 
 
 class Checkpoints:
@@ -80,6 +80,8 @@ class Checkpoints:
             return
         try:
             self._writer.wait_until_finished()
+        except LmError:  # a signal's Preempted
+            raise
         except Exception as error:  # Orbax raises whatever its worker thread raised
             raise LmError(f'cannot write a checkpoint in "{self.folder}": {_one_line(error)}') from error
         if jax.process_index() == 0:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.config import Config, apply_overrides, resolve
+from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
 from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+from lm.extensions import load_extension
 from lm.storage import cache_root, exists, join, read_text
 
 
@@ -31,7 +32,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
 
     module = importlib.util.module_from_spec(spec)
     folder = os.path.dirname(os.path.abspath(path))
-    sys.path[:0] = [os.getcwd(), folder]  # so that "package.module:Name" beside the config is found
+    find_extensions_in(folder)
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
@@ -47,9 +48,16 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
     return config
 
 
+def find_extensions_in(folder: str) -> None:
+    """Let "package.module:Name" be found in this folder and in `folder`, after everything installed."""
+    sys.path += [path for path in (os.getcwd(), os.path.abspath(folder)) if path not in sys.path]
+
+
 def setup_jax(config_cache: str | None = None):
     """Import JAX and keep compiled programs beside the data cache, so that a second run starts fast."""
-    _keep_freed_memory()
+    accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, accelerators)):
+        _keep_freed_memory()
     import jax
 
     folder = join(cache_root(config_cache), "xla")
@@ -63,8 +71,8 @@ def _keep_freed_memory() -> None:
     """Stop glibc from giving every freed buffer back to the kernel.
 
     XLA's CPU backend allocates its temporary buffers anew in each step: at 1,024 tokens a step the
-    page faults of fresh memory took a fifth to a third of the step (experiments/LOG.md). Has no
-    effect on other C libraries; with an accelerator the host's buffers are few.
+    page faults of fresh memory took a fifth to a third of the step (experiments/LOG.md). For
+    machines without an accelerator; has no effect on other C libraries.
     """
     import ctypes
 
@@ -83,7 +91,17 @@ def resolve_here(config_dict) -> Config:
     from lm.parallel.devices import detect
 
     jax = setup_jax((config_dict.get("data") or {}).get("cache"))
-    return resolve(config_dict, devices=jax.device_count(), capabilities=detect())
+    config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
+    for field, name in (("objective", config.objective), ("model.block", config.model.block)):
+        if ":" in name:
+            load_extension(field, name)  # refused now, not after the data is prepared
+    return config
+
+
+def resolve_anywhere(config_dict) -> Config:
+    """Resolve what does not depend on the machine: a config for a pod is looked at on a laptop."""
+    config_dict.parallel = to_dict(ParallelConfig(data=1))
+    return resolve(config_dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +137,7 @@ def read_run_info(workdir: str) -> dict[str, Any]:
     return info
 
 
-def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) -> OpenedRun:
+def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it.
 
     Args:
@@ -131,7 +149,8 @@ def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) 
       DamagedFileError: the checkpoint cannot be read.
     """
     info = read_run_info(workdir)
-    jax = setup_jax()
+    find_extensions_in(info.get("config_folder", "."))
+    jax = setup_jax(info["config"]["data"].get("cache"))
     from lm.checkpoint.store import Checkpoints
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh, parameter_shardings
@@ -141,9 +160,10 @@ def open_run(workdir: str, step: int | None = None, *, replicated: bool = True) 
     plain = info["config"]
     plain["parallel"] = {"data": -1}
     plain["model"]["attention"] = "auto"
-    plain["data"]["batch_size"] = max(plain["data"]["batch_size"], jax.device_count())
-    plain["data"]["batch_size"] -= plain["data"]["batch_size"] % jax.device_count()
+    rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
+    plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share
     plain["optimizer"]["accumulation_steps"] = 1
+    plain["eval"]["batch_size"] = None
     config = resolve(plain, devices=jax.device_count(), capabilities=detect())
     mesh = make_mesh(config.parallel)
     model = build_model(config, mesh)

@@ -49,12 +49,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from lm.commands import common
-    from lm.config import resolve
     from lm.data.build import build
     from lm.errors import UsageError
 
     if args.shard_tokens < 1:
         raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
-    config = resolve(common.load_config(args.config, args.overrides))
+    config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
     progress = common.data_progress(common.note)
     build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)

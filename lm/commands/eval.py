@@ -1,8 +1,6 @@
 """`lm eval`: loss, perplexity and bits per byte of a checkpoint."""
 
 import argparse
-import json
-import os
 
 from lm.commands import common
 from lm.errors import UsageError
@@ -17,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="validation",
         metavar="WHAT",
-        help="train, validation or test of the run's own data, or a text file, folder or glob (default: validation)",
+        help="train, validation or test of the run's own data, or a text file, folder or glob (default: validation; ./test is a file)",
     )
     parser.add_argument("--stride", type=int, help="new tokens per window (default: half the window)")
     parser.add_argument("--sequence-length", type=int, help="tokens per window (default: the training length)")
     parser.add_argument("--batch-size", type=int, help="windows at a time (default: the training batch)")
-    parser.add_argument("--max-tokens", type=int, help="score this many tokens only")
+    parser.add_argument("--max-tokens", type=int, help="score windows until this many tokens are")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.epilog = (
         "example:\n  lm eval --checkpoint runs/tiny --data validation --stride 32\n\n"
@@ -48,9 +46,10 @@ def run(args: argparse.Namespace) -> None:
     from lm.data.windows import EvalBatches
     from lm.evaluate import LossEvaluator
     from lm.parallel.loss import make_cross_entropy
+    from lm.train.metrics import to_json
 
     options = {"sequence_length": length, "batch_size": batch_size, "stride": stride, "max_tokens": args.max_tokens}
-    if args.data in ("train", "validation", "test") and not os.path.exists(args.data):
+    if args.data in ("train", "validation", "test"):
         batches = EvalBatches.of_split(_own_data(opened), args.data, **options)
     else:
         batches = EvalBatches.of_texts(opened.tokenizer, _texts(args.data), **options)
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         "checkpoint": args.checkpoint,
     }
     if args.json:
-        print(json.dumps(result))
+        print(to_json(result))
         return
     print(f"bits per byte: {result['bits_per_byte']:.4f}")
     print(f"loss:          {result['loss']:.4f} nats per token")

@@ -64,16 +64,12 @@ def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
-    from lm.commands.train import with_vocabulary
-    from lm.config import resolve
-
-    config_dict = common.load_config(args.config, args.overrides)
-    config_dict.parallel = {"data": 1, "fsdp": 1}  # the shape does not depend on the mesh
-    config = resolve(config_dict)
-    if config.model.vocab_size is None:
-        config = with_vocabulary(config, _tokenizer_vocabulary(config))
+    from lm.config import with_vocabulary
     from lm.model.flops import flops_per_token, parameter_counts, parameter_shapes, train_flops_per_token
 
+    config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
+    if config.model.vocab_size is None:
+        config = with_vocabulary(config, _tokenizer_vocabulary(config))
     length = config.data.sequence_length
     return {
         "config": args.config,
@@ -87,10 +83,12 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tokenizer_vocabulary(config) -> int:
-    from lm.tokenizer import load_tokenizer
+    from lm.tokenizer import OFFICIAL, load_tokenizer
 
     if config.data.tokenizer == "train":
         return config.data.tokenizer_vocab_size
+    if config.data.tokenizer in OFFICIAL:  # known without the file: the last id is a special token's
+        return 1 + max(OFFICIAL[config.data.tokenizer].specials.values())
     return load_tokenizer(config.data.tokenizer).vocab_size
 
 

@@ -1,9 +1,7 @@
 """`lm train`: a config file to a trained model."""
 
 import argparse
-import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -11,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.commands import common
-from lm.config import Config, fingerprint, to_dict
-from lm.errors import ConfigError
-from lm.storage import exists, join, make_folder, write_atomic
+from lm.config import Config, fingerprint, to_dict, with_vocabulary
+from lm.errors import ConfigError, UsageError
+from lm.storage import LineLog, exists, is_remote, join, make_folder, write_atomic
 
 HELP = "Train a model; continues where it stopped if the folder holds a run of the same config."
 
@@ -41,7 +39,9 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     start = time.monotonic()
     config_dict = common.load_config(args.config, args.overrides)
     config = common.resolve_here(config_dict)
-    init_from = _init_fingerprint(config)
+    if is_remote(args.workdir) and not args.workdir.startswith(("gs://", "s3://")):
+        raise UsageError(f"--workdir {args.workdir}: expected a local folder, gs:// or s3://.")
+    init_from = _init_fingerprint(config, args.workdir)
     make_folder(args.workdir)
 
     from lm.data.dataset import open_data
@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     from lm.report.run import write_run_report
     from lm.train.console import Console, compact, duration
     from lm.train.loop import train
+    from lm.train.metrics import to_json
     from lm.train.step import build_step
 
     with Console(args.workdir, config.optimizer.num_steps) as console:
@@ -65,12 +66,13 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             document_mask=config.data.document_mask,
             seed=config.seed,
         )
+        _check_tokenizer(config, dataset)
         validation = _validation_batches(config, dataset)
         config = with_vocabulary(config, dataset.vocab_size)
 
         # 2. The run's folder: a new one, or one of the same config.
         identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
-        info = _run_info(config, identity, dataset, args)
+        info = {**_run_info(config, identity, dataset, args), "init_from": init_from}
         _claim_folder(args.workdir, config, info, dataset)
 
         # 3. The step and the hooks, then the loop.
@@ -78,7 +80,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         built = build_step(config, mesh)
         console.note(
             f"{args.config}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
-            f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']})"
+            f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding; compiling"
         )
         state = train(
             config,
@@ -109,7 +111,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         }
         console.summary(shown)
     if args.json:
-        print(json.dumps(result))
+        print(to_json(result))
     else:
         if result["sample"]:
             print(f"sample at step {result['step']}:\n{result['sample'].rstrip()}\n")
@@ -119,23 +121,28 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     sys.stdout.flush()
 
 
-def with_vocabulary(config: Config, vocab_size: int) -> Config:
-    """Fill in `model.vocab_size` (padded to a multiple of 128), or check the one that is set.
+def _init_fingerprint(config: Config, workdir: str) -> str | None:
+    """Return the fingerprint of the run that training starts from; once begun, the run itself knows it."""
+    if not config.init_from:
+        return None
+    if exists(join(workdir, "config.json")) and not exists(join(config.init_from, "config.json")):
+        return common.read_run_info(workdir).get("init_from")
+    return common.read_run_info(config.init_from)["fingerprint"]
+
+
+def _check_tokenizer(config: Config, dataset) -> None:
+    """Refuse to start from parameters whose token ids mean other strings.
 
     Raises:
-      ConfigError: the model's vocabulary is smaller than the tokenizer's.
+      ConfigError: `init_from` was trained with another tokenizer.
     """
-    wanted = config.model.vocab_size
-    if wanted is not None and wanted < vocab_size:
+    from lm.tokenizer import load_tokenizer
+
+    path = join(config.init_from or "", "tokenizer.tiktoken")
+    if config.init_from and exists(path) and load_tokenizer(path).sha256 != dataset.tokenizer.sha256:
         raise ConfigError(
-            f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that."
+            f'config.init_from="{config.init_from}" was trained with another tokenizer; set config.data.tokenizer="{path}".'
         )
-    padded = wanted or 128 * math.ceil(vocab_size / 128)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=padded))
-
-
-def _init_fingerprint(config: Config) -> str | None:
-    return common.read_run_info(config.init_from)["fingerprint"] if config.init_from else None
 
 
 def _initial_params(config: Config, built):
@@ -162,12 +169,13 @@ def _run_info(config: Config, identity: str, dataset, args) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "fingerprint": identity,
+        "config_folder": os.path.dirname(os.path.abspath(args.config)),
         "name": os.path.splitext(os.path.basename(args.config))[0],
         "num_parameters": parameter_counts(config.model)["total"],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "data": {
             "manifest_hash": dataset.hash,
-            "source": dataset.manifest["source"] if isinstance(dataset.manifest["source"], str) else config.data.source,
+            "source": config.data.source,
             "tokenizer": f"{tokenizer.name} ({tokenizer.vocab_size} tokens)",
             "train_tokens": counts["train"]["tokens"],
             "train_bytes": counts["train"]["bytes"],
@@ -183,7 +191,7 @@ def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -
 
     path = join(workdir, "config.json")
     # A start that failed before its first step leaves nothing to continue or to lose.
-    begun = exists(join(workdir, "metrics.jsonl")) or finished_steps(join(workdir, "checkpoints"))
+    begun = LineLog(join(workdir, "metrics.jsonl")).read() or finished_steps(join(workdir, "checkpoints"))
     if exists(path) and begun:
         there = common.read_run_info(workdir)
         if there.get("data", {}).get("manifest_hash") != info["data"]["manifest_hash"]:
@@ -246,11 +254,16 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) 
     if config.log.sample_prompts:
         generator = Generator(built.model, tokenizer.vocab_size, tokenizer.eot_id)
         prompts = [tokenizer.encode_document(prompt).tolist() for prompt in config.log.sample_prompts]
+        new_tokens = config.log.sample_tokens
+        if config.model.positions == "learned":
+            new_tokens = min(new_tokens, config.model.max_positions - max(map(len, prompts)))
+        if new_tokens < 1:
+            raise ConfigError(
+                f"config.log.sample_prompts: a prompt fills all {config.model.max_positions} learned positions; shorten it."
+            )
 
         def write_samples(step: int, params) -> Sequence[dict[str, Any]]:
-            rows = generator(
-                params, prompts, max_new_tokens=config.log.sample_tokens, sampling=SamplingConfig(temperature=0.8)
-            )
+            rows = generator(params, prompts, max_new_tokens=new_tokens, sampling=SamplingConfig(temperature=0.8))
             texts = [
                 prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)
             ]

@@ -8,7 +8,6 @@ as "package.module:Name".
 import dataclasses
 import glob
 import gzip
-import importlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from lm.config import DataConfig
 from lm.errors import ConfigError, DamagedFileError, LmError, UsageError, did_you_mean
+from lm.extensions import load_extension
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +107,12 @@ def find_source(name: str) -> Source:
     """
     if name in BUILTIN:
         return BUILTIN[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ConfigError(
             f'config.data.source={name!r}: expected one of {", ".join(BUILTIN)}, or "package.module:Name".'
             f"{did_you_mean(name, BUILTIN)}"
         )
-    try:
-        source = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"config.data.source={name!r}: {error}.") from error
-    if not callable(source):
-        raise ConfigError(f"config.data.source={name!r}: expected a callable, got {type(source).__name__}.")
-    return source
+    return load_extension("data.source", name)
 
 
 def stdlib_files(config: DataConfig) -> list[str]:

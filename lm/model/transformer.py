@@ -6,7 +6,6 @@ pattern's period. Pipeline stages and layer-by-layer quantization then need no s
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
+from lm.extensions import load_extension
 from lm.kernels.attention import attention as default_attention
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, rope_angles, stacked
@@ -51,10 +51,7 @@ class Transformer:
 
     @property
     def _block(self):
-        kind = Block
-        if ":" in self.config.block:
-            module, name = self.config.block.split(":")
-            kind = getattr(importlib.import_module(module), name)
+        kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
         return kind(self.config, self.param_dtype, self.attention, self.constrain)
 
     def _embedding(self, rows: int) -> Embedding:

@@ -6,9 +6,9 @@ that micro-batches add up to one large batch, and `sums` a dict of scalars that 
 micro-batches: at least `nll` (nats), `tokens` (weight) and `bytes`.
 """
 
-import importlib
 from collections.abc import Callable
 
+from lm.extensions import load_extension
 from lm.objectives.next_token import next_token
 
 
@@ -16,5 +16,4 @@ def load_objective(name: str) -> Callable:
     """Return the objective that `config.objective` names."""
     if name == "next_token":
         return next_token
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load_extension("objective", name)

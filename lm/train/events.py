@@ -22,7 +22,7 @@ _file_numbers = itertools.count()  # two files of one process, opened in the sam
 
 
 class EventWriter:
-    """Writes scalars and texts as TensorBoard event files in a folder.
+    """Writes scalars as TensorBoard event files in a folder.
 
     Events are held in memory until `flush`. Locally a flush appends to this writer's one file;
     an object store has no append, so there every flush puts one more small file, and
@@ -51,15 +51,6 @@ class EventWriter:
         summary = b"".join(_value(tag, _float_field(2, value)) for tag, value in values.items())
         if summary:
             self._add(step, _bytes_field(5, summary))
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Queue a text, shown as it is (indented, because TensorBoard reads texts as Markdown)."""
-        verbatim = "\n".join("    " + line for line in text.split("\n"))
-        string_tensor = (
-            _varint_field(1, 7) + _bytes_field(2, b"") + _bytes_field(8, verbatim.encode("utf-8", "replace"))
-        )
-        metadata = _bytes_field(1, _bytes_field(1, b"text")) + _varint_field(4, 2)  # plugin, DATA_CLASS_TENSOR
-        self._add(step, _bytes_field(5, _value(tag, _bytes_field(8, string_tensor) + _bytes_field(9, metadata))))
 
     def flush(self) -> None:
         """Write what is queued.

@@ -12,7 +12,7 @@ class Interrupts:
     """Whether the process was asked to stop.
 
     Outside `deferred()` a signal raises `Preempted` at once; inside, it sets `requested`, and the
-    loop saves and stops at the end of its step. A second Ctrl-C always stops at once.
+    loop saves and stops at the end of its step. A second Ctrl-C stops at once.
     """
 
     def __init__(self):

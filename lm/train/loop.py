@@ -1,5 +1,6 @@
 """The training loop: one flat function that reads from top to bottom."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -138,11 +139,12 @@ def train(
             return
         (done, device_metrics), pending = pending, None
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        if not math.isfinite(metrics["loss"]):
-            write({"step": done, "loss": metrics["loss"], "bits_per_byte": metrics["bits_per_byte"]})
+        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if broken:  # before any save: the parameters of this step may be no numbers either
+            write({"step": done, **{name: metrics[name] for name in ("loss", "bits_per_byte", "grad_norm")}})
             raise LmError(
-                f"the loss is {metrics['loss']} at step {done}. Lower config.optimizer.learning_rate or clip_norm; "
-                f"the last checkpoint is {checkpoints.steps()[-1:] or 'none'}."
+                f"{broken[0]} is {metrics[broken[0]]} at step {done}. Start again in another --workdir with a lower "
+                "config.optimizer.learning_rate or clip_norm."
             )
         if done % config.log.every_steps and done not in (first + 1, num_steps):
             return
@@ -182,22 +184,30 @@ def train(
                 done = step + 1
                 pending = done, metrics
                 profiler.after(step, metrics)
-                last = done == num_steps
+                last, stop = done == num_steps, interrupts.requested  # read once: a signal may come at any time
                 for hook in hooks:
-                    if last or (done % hook.every == 0 and not interrupts.requested):
+                    if last or (done % hook.every == 0 and not stop):
                         report()
                         with clock.paused():
-                            for record in hook.run(done, state.params):
-                                write(record)
+                            try:
+                                for record in hook.run(done, state.params):
+                                    write(record)
+                            except Exception:
+                                save(done)  # a hook that fails must not lose the run
+                                raise
                 # After the hooks, so that a checkpoint's step has all its records on disk before it.
-                if last or done % config.checkpoint.every_steps == 0 or interrupts.requested:
+                if last or done % config.checkpoint.every_steps == 0 or stop:
                     save(done)
-                if interrupts.requested and not last:
+                if stop and not last:
                     checkpoints.close()
-                    raise Preempted(
-                        f"stopped by {interrupts.requested} at step {done}, saved; run the same command to continue."
-                    )
-        checkpoints.close()
+                    raise Preempted(f"stopped by {stop} at step {done}, saved; run the same command to continue.")
+            checkpoints.close()
+    except Preempted:
+        raise
+    except BaseException:
+        with contextlib.suppress(LmError):  # a checkpoint under way is finished; the first error is the one to show
+            checkpoints.close()
+        raise
     finally:
         profiler.close()
         records.close()

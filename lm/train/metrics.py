@@ -99,10 +99,6 @@ class EventSink:
         if self._cadence.due():
             self.flush()
 
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Queue a text, e.g. a sample."""
-        self._writer.text(step, tag, text)
-
     def flush(self) -> None:
         self._writer.flush()
 

@@ -84,7 +84,9 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             )
 
         def gradients(number, micro_batch):
-            return jax.grad(loss_fn, has_aux=True)(state.params, micro_batch, jax.random.fold_in(step_key, number))
+            key = jax.random.fold_in(step_key, number)
+            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, micro_batch, key)
+            return _f32(grads), sums
 
         def accumulate(total, xs):
             return jax.tree.map(jnp.add, total, gradients(*xs)), None
@@ -93,7 +95,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
         (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
         optimizer = build_optimizer(config.optimizer, hparams)
-        updates, opt_state = optimizer.update(_f32(grads), state.opt_state, _f32(state.params))
+        updates, opt_state = optimizer.update(grads, state.opt_state, _f32(state.params))
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": sums["nll"] / jnp.maximum(tokens, 1),

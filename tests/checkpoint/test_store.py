@@ -69,6 +69,35 @@ def test_a_checkpoint_opens_on_another_mesh_bit_for_bit(trained, folder):
         assert shardings == jax.tree.map(lambda a: a.sharding, target.state.params)
 
 
+def test_a_relative_path_with_dots_opens_too(trained, folder, monkeypatch):
+    built, _ = trained
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert Checkpoints("../../checkpoints").restore({"params": built.state.params}).step == 20
+    assert Checkpoints("./..").restore({"params": built.state.params}).step == 20
+
+
+def test_a_chunk_that_is_missing_is_damage_and_not_zeros(trained, tmp_path):
+    import tensorstore as ts
+
+    _, state = trained
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, items_of(state), data={}, meta={})
+    checkpoints.close()
+    base = {"driver": "file", "path": f"{tmp_path}/1/params/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    chunks = [key for key in store.list().result() if key.startswith(b"layers.mlp.up.kernel/") and b".z" not in key]
+    store.delete_range(ts.KvStore.KeyRange(chunks[0], chunks[0] + b"~")).result()
+    with pytest.raises(DamagedFileError, match=r"params/layers/mlp/up/kernel cannot be read"):
+        CheckpointReader(str(tmp_path / "1")).read("params", "layers/mlp/up/kernel")
+
+
+def test_metadata_that_are_json_but_not_orbaxs_are_damage(folder):
+    (folder / "20" / "params" / "_METADATA").write_text("{}")
+    with pytest.raises(DamagedFileError, match="metadata of params"):
+        CheckpointReader(str(folder / "20")).leaves("params")
+
+
 def test_evaluation_reads_the_parameters_alone(trained, folder):
     built, _ = trained
     shutil.rmtree(folder / "20" / "opt_state")

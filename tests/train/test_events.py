@@ -110,20 +110,6 @@ def test_scalars_come_back_with_step_tag_and_value(tmp_path):
     assert values["small"] == -math.inf
 
 
-def test_texts_carry_the_text_plugin_and_stay_verbatim(tmp_path):
-    writer = EventWriter(str(tmp_path))
-    writer.text(7, "samples", "# é\n*x*")
-    writer.close()
-    event = message(list(frames(only_file(tmp_path).read_bytes()))[1])
-    value = message(message(event[5][0])[1][0])
-    assert event[2] == [7]
-    assert value[1] == [b"samples"]
-    tensor, metadata = message(value[8][0]), message(value[9][0])
-    assert tensor[1] == [7]  # DT_STRING
-    assert tensor[8][0].decode() == "    # é\n    *x*"
-    assert message(metadata[1][0])[1] == [b"text"]
-
-
 def test_a_second_flush_appends_to_the_same_file(tmp_path):
     writer = EventWriter(str(tmp_path))
     for step in range(3):

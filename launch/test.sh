@@ -4,8 +4,8 @@
 #   bash launch/test.sh --all      # also slow, peer (torch, transformers) and, with LM_REAL_DATA=DIR, real-data tests
 # Other arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/venv.sh
+source "$(dirname "$0")/venv.sh"
+cd "$root"
 
 fast="not slow and not real_data and not peer"
 if [ "${1:-}" = "--all" ]; then

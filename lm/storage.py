@@ -5,10 +5,11 @@ A path is a string: plain (`runs/tiny`) or a URL that fsspec knows (`gs://bucket
 need them are functions here: `write_atomic` and `LineLog`.
 """
 
+import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from lm.errors import LmError, UsageError
 
@@ -82,6 +83,28 @@ def make_folder(path: str) -> None:
             f'cannot write in "{path}": {error.strerror or error}. '
             "Choose a folder that you may write to, with room left."
         ) from error
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold a local folder for this process within the block, or until it dies.
+
+    Object stores have no locks: there nothing is held.
+
+    Raises:
+      UsageError: another process holds it.
+    """
+    if is_remote(path):
+        yield
+        return
+    import fcntl
+
+    with open(os.path.join(path, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f'another process uses "{path}". Wait for it, or choose another --workdir.') from error
+        yield
 
 
 def read_bytes(path: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from lm.commands import common
 from lm.config import Config, fingerprint, to_dict, with_vocabulary
 from lm.errors import ConfigError, UsageError
-from lm.storage import LineLog, exists, is_remote, join, make_folder, write_atomic
+from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, write_atomic
 
 HELP = "Train a model; continues where it stopped if the folder holds a run of the same config."
 
@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
     from lm.train.metrics import to_json
     from lm.train.step import build_step
 
-    with Console(args.workdir, config.optimizer.num_steps) as console:
+    with locked(args.workdir), Console(args.workdir, config.optimizer.num_steps) as console:
         # 1. Data: prepared once, kept in the cache.
         dataset = open_data(prepare(config.data, progress=common.data_progress(console.note)))
         loader = Loader(

@@ -121,6 +121,15 @@ def test_a_config_for_many_devices_builds_its_data_anywhere(lm, config, tmp_path
     assert inspected["parameters"] > 0
 
 
+def test_a_second_process_in_the_same_folder_is_refused(train, tmp_path):
+    from lm.storage import locked
+
+    (tmp_path / "run").mkdir()
+    with locked(str(tmp_path / "run")):
+        assert "another process" in train().refusal(2)
+    assert train("--config.optimizer.num_steps=3").code == 0
+
+
 @pytest.mark.parametrize("workdir", ["memory://run", "abfs://box/run"])
 def test_a_store_that_checkpoints_cannot_be_written_to_is_refused(train, workdir):
     assert "gs:// or s3://" in train(workdir=workdir).refusal(2)

@@ -192,6 +192,8 @@ def train(
                             try:
                                 for record in hook.run(done, state.params):
                                     write(record)
+                            except Preempted:  # a second Ctrl-C
+                                raise
                             except Exception:
                                 save(done)  # a hook that fails must not lose the run
                                 raise

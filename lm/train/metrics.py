@@ -4,7 +4,7 @@ A record is a flat dict with at least `step`. Its `kind` is `train` (the default
 `eval`; an eval record names its `split`. Fields and units:
 
   train: step, loss (nats per token), bits_per_byte, learning_rate, grad_norm, tokens (since the
-         run began), epoch, tokens_per_second, mfu (a fraction; None when the chip's peak is
+         run began, padding counted), epoch, tokens_per_second, mfu (a fraction; None when the chip's peak is
          unknown, never 0), seconds (wall time)
   eval:  step, split, loss, perplexity, bits_per_byte, tokens, bytes, stride
 """

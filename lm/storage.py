@@ -89,7 +89,7 @@ def make_folder(path: str) -> None:
 def locked(path: str) -> Iterator[None]:
     """Hold a local folder for this process within the block, or until it dies.
 
-    Object stores have no locks: there nothing is held.
+    Object stores and some network file systems have no locks: there nothing is held.
 
     Raises:
       UsageError: another process holds it.
@@ -97,14 +97,23 @@ def locked(path: str) -> Iterator[None]:
     if is_remote(path):
         yield
         return
+    descriptor = os.open(path, os.O_RDONLY)  # the folder itself: no file is left behind
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: str) -> None:
     import fcntl
 
-    with open(os.path.join(path, ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f'another process uses "{path}". Wait for it, or choose another --workdir.') from error
-        yield
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f'another process uses "{path}". Wait for it, or choose another --workdir.') from error
+    except OSError:  # some network file systems have no locks
+        return
 
 
 def read_bytes(path: str) -> bytes:

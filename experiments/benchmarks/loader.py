@@ -6,16 +6,16 @@ Builds a synthetic shard of 50 million uint16 tokens in a temporary folder: rand
 lengths are log-normal (median 266, mean about 490 tokens, like C4's in GPT-2 tokens). One process, one thread;
 files come from the page cache. Each figure is the best of a few runs.
 
-Measured on 2 cores of an AMD EPYC shared with other work (load average 3), Python 3.11, numpy 2.4, in Mtok/s:
+Measured on 2 shared CPU cores, Python 3.11, numpy 2.4, in Mtok/s:
 
-    raw shard read, in order, to int32              3361
-    raw shard read, random rows of 1024              974
-    best_fit plan, T=128   padding 0.010%           3585
-    best_fit plan, T=1024  padding 0.006%           3545
-    packed batches, concat   T=128   B=512            57
-    packed batches, best_fit T=128   B=512            47
-    packed batches, concat   T=1024  B=64             62
-    packed batches, best_fit T=1024  B=64             74
+    raw shard read, in order, to int32              3097
+    raw shard read, random rows of 1024              897
+    best_fit plan, T=128   padding 0.010%           2766
+    best_fit plan, T=1024  padding 0.006%           3421
+    packed batches, concat   T=128   B=512            54
+    packed batches, best_fit T=128   B=512            55
+    packed batches, concat   T=1024  B=64             67
+    packed batches, best_fit T=1024  B=64             75
 
 A packed batch is six [B, T] arrays (inputs, targets, weights, segment ids, positions, target bytes).
 """

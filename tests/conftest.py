@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 # Level 0: tiny models take far longer to optimize than to run.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
@@ -15,3 +17,11 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["LM_TEST_CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when a test (or its subprocess) imports it
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real corpora."""
+    if "LM_REAL_DATA" not in os.environ:
+        pytest.skip("needs $LM_REAL_DATA")
+    return os.environ["LM_REAL_DATA"]

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -11,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
-from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+from lm.errors import ConfigError, LmError, UsageError
 from lm.extensions import load_extension
-from lm.storage import cache_root, exists, join, read_text
+from lm.storage import cache_root, join
+from lm.train.run_folder import read_run_info
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
@@ -115,26 +115,6 @@ class OpenedRun:
     params: Any
     tokenizer: Any
     step: int
-
-
-def read_run_info(workdir: str) -> dict[str, Any]:
-    """Return a run's `config.json`.
-
-    Raises:
-      UsageError: the folder holds no run.
-      DamagedFileError: the file is not JSON.
-    """
-    path = join(workdir, "config.json")
-    if not exists(path):
-        raise UsageError(f'no run in "{workdir}" (it has no config.json). Give the --workdir of an `lm train`.')
-    try:
-        info = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
-    missing = {"config", "fingerprint", "data"} - set(info if isinstance(info, dict) else ())
-    if missing:
-        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(sorted(missing))}.')
-    return info
 
 
 def open_run(workdir: str, step: int | None = None) -> OpenedRun:

@@ -7,6 +7,7 @@ from typing import Any
 from lm.commands import common
 from lm.errors import UsageError
 from lm.storage import join
+from lm.train.run_folder import read_run_info
 
 HELP = "What is in a checkpoint (read without JAX), or a config's parameters and FLOPs."
 
@@ -39,7 +40,7 @@ def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     from lm.checkpoint.layout import finished_steps, read_newest
     from lm.checkpoint.reader import CheckpointReader
 
-    info = common.read_run_info(args.checkpoint)
+    info = read_run_info(args.checkpoint)
     folder = join(args.checkpoint, "checkpoints")
 
     def read(step: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lm.commands import common
 from lm.config import Config, fingerprint, to_dict, with_vocabulary
 from lm.errors import ConfigError, UsageError
 from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, write_atomic
+from lm.train.run_folder import read_run_info
 
 HELP = "Train a model; continues where it stopped if the folder holds a run of the same config."
 
@@ -126,8 +127,8 @@ def _init_fingerprint(config: Config, workdir: str) -> str | None:
     if not config.init_from:
         return None
     if exists(join(workdir, "config.json")) and not exists(join(config.init_from, "config.json")):
-        return common.read_run_info(workdir).get("init_from")
-    return common.read_run_info(config.init_from)["fingerprint"]
+        return read_run_info(workdir).get("init_from")
+    return read_run_info(config.init_from)["fingerprint"]
 
 
 def _check_tokenizer(config: Config, dataset) -> None:
@@ -193,7 +194,7 @@ def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -
     # A start that failed before its first step leaves nothing to continue or to lose.
     begun = LineLog(join(workdir, "metrics.jsonl")).read() or finished_steps(join(workdir, "checkpoints"))
     if exists(path) and begun:
-        there = common.read_run_info(workdir)
+        there = read_run_info(workdir)
         if there.get("data", {}).get("manifest_hash") != info["data"]["manifest_hash"]:
             raise ConfigError(
                 f'"{workdir}" holds a run on other data (manifest {there["data"]["manifest_hash"][:12]}, '

@@ -4,6 +4,7 @@ What a matrix is comes from the dimension letters: `LDNH` is L matrices of D x (
 would take the stacked norms for matrices and the split heads for tensors.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -83,7 +84,7 @@ def scale_by_muon(momentum: jax.Array | float, iterations: int) -> optax.Gradien
 
         def one(path, m, g):
             split = matrix_axes(letters(path))
-            fan_in, fan_out = (_product(g.shape, axes) for axes in split)
+            fan_in, fan_out = (math.prod(g.shape[axis] for axis in axes) for axes in split)
             nesterov = (momentum * m + (1 - momentum) * g).astype(jnp.float32)
             flat = orthogonalize(nesterov.reshape((-1, fan_in, fan_out)), iterations)
             return (0.2 * max(fan_in, fan_out) ** 0.5 * flat).reshape(g.shape).astype(g.dtype)
@@ -91,10 +92,3 @@ def scale_by_muon(momentum: jax.Array | float, iterations: int) -> optax.Gradien
         return map_with_path(one, average, grads), MuonState(average)
 
     return optax.GradientTransformation(init, update)
-
-
-def _product(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    out = 1
-    for axis in axes:
-        out *= shape[axis]
-    return out

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm import config
-from lm.errors import DamagedFileError, UsageError
+from lm.errors import UsageError
 from lm.report import page
 from lm.report.plots import Series, line_plot, smooth
-from lm.storage import exists, is_remote, join, list_names, read_bytes, read_text, write_atomic
+from lm.storage import is_remote, join, list_names, read_bytes, write_atomic
 from lm.train.console import compact, duration
 from lm.train.metrics import read_metrics
+from lm.train.run_folder import read_run_info
 
 # What keeps the page small whatever the run wrote.
 LATEST_CHARACTERS = 8000  # of the latest samples
@@ -34,7 +35,7 @@ def write_run_report(workdir: str) -> str:
       DamagedFileError: config.json or metrics.jsonl cannot be read as what it is.
       LmError: the page cannot be written.
     """
-    run = _read_run_file(workdir)
+    run = read_run_info(workdir, required=())
     records = read_metrics(workdir)
     train = [record for record in records if record.get("kind", "train") == "train"]
     evals = [record for record in records if record.get("kind") == "eval"]
@@ -55,19 +56,6 @@ def write_run_report(workdir: str) -> str:
     path = join(workdir, "report.html")
     write_atomic(path, content)
     return path
-
-
-def _read_run_file(workdir: str) -> dict[str, Any]:
-    path = join(workdir, "config.json")
-    if not exists(path):
-        raise UsageError(f'no run in "{workdir}": it has no config.json. Name the --workdir of a training run.')
-    try:
-        run = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is not JSON: {error}.') from error
-    if not isinstance(run, dict):
-        raise DamagedFileError(f'"{path}" does not hold a JSON object.')
-    return run
 
 
 def _last_part(path: str) -> str:

@@ -1,6 +1,5 @@
 """Small corpora and prepared folders."""
 
-import os
 import random
 
 import pytest
@@ -52,11 +51,3 @@ def sharded_folder(config, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(folder):
     return open_data(folder)
-
-
-@pytest.fixture
-def real_data():
-    """The folder of real corpora."""
-    if "LM_REAL_DATA" not in os.environ:
-        pytest.skip("needs $LM_REAL_DATA")
-    return os.environ["LM_REAL_DATA"]

@@ -1,6 +1,5 @@
 """A small invented language: enough repetition to learn merges from, some letters of two UTF-8 bytes."""
 
-import os
 import random
 
 import pytest
@@ -29,11 +28,3 @@ def texts():
 @pytest.fixture(scope="session")
 def tokenizer(texts):
     return train_bpe(texts, 512)
-
-
-@pytest.fixture
-def real_data():
-    """The folder of real corpora."""
-    if "LM_REAL_DATA" not in os.environ:
-        pytest.skip("needs $LM_REAL_DATA")
-    return os.environ["LM_REAL_DATA"]

@@ -25,7 +25,7 @@ def get_config():
     config.model.num_heads = 12
     config.model.norm = "layernorm"
     config.model.norm_epsilon = 1e-5
-    config.model.bias = True
+    config.model.bias = ("query", "key", "value", "out", "up", "down", "norm")
     config.model.activation = "gelu"
     config.model.positions = "learned"
     config.model.remat = "dots"

@@ -2,7 +2,7 @@
 
 Dimension letters (the scaling book's): B batch, T query length, S key/value length, D model
 width, F feed-forward width, N query heads, K key/value heads, H head width, V vocabulary,
-L layers (stacked), P learned positions. A parameter's letters say how it is initialized (fans), how it is
+L layers (stacked), E experts (stacked), P learned positions. A parameter's letters say how it is initialized (fans), how it is
 sharded, whether it is decayed, and along which axes Muon orthogonalizes it.
 """
 
@@ -25,6 +25,8 @@ PARAMETERS: Mapping[str, str] = {
     "layers/attention/key_norm/scale": "LH",
     "layers/attention/out/kernel": "LNHD",
     "layers/attention/out/bias": "LD",
+    "layers/attention_post_norm/scale": "LD",
+    "layers/attention_post_norm/bias": "LD",
     "layers/mlp_norm/scale": "LD",
     "layers/mlp_norm/bias": "LD",
     "layers/mlp/gate/kernel": "LDF",
@@ -33,6 +35,12 @@ PARAMETERS: Mapping[str, str] = {
     "layers/mlp/gate/bias": "LF",
     "layers/mlp/down/kernel": "LFD",
     "layers/mlp/down/bias": "LD",
+    "layers/experts/router/kernel": "LDE",
+    "layers/experts/gate/kernel": "LEDF",
+    "layers/experts/up/kernel": "LEDF",
+    "layers/experts/down/kernel": "LEFD",
+    "layers/mlp_post_norm/scale": "LD",
+    "layers/mlp_post_norm/bias": "LD",
     "final_norm/scale": "D",
     "final_norm/bias": "D",
     "head/kernel": "DV",
@@ -81,24 +89,29 @@ def partition(
     return tuple(spec)
 
 
+# Kernels without their stacking letters -> how many leading dimensions are contracted.
+_INPUTS = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DE": 1, "DV": 1}
+
+
 def matrix_axes(dims: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return (input axes, output axes) of a matmul's kernel, or None for norms, biases and embeddings.
 
     `LDNH` -> ((1,), (2, 3)): D is contracted, N and H come out, L is a stack of such matrices.
-    `LNHD` -> ((1, 2), (3,)). This is what Muon orthogonalizes; array rank says nothing about it.
+    `LNHD` -> ((1, 2), (3,)); `LEDF` is L times E of them. This is what Muon orthogonalizes and what
+    fans are taken from; array rank says nothing about it.
     """
-    core = dims.removeprefix("L")
-    offset = len(dims) - len(core)
-    splits = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DV": 1}
-    if core not in splits:
-        return None
-    cut = splits[core] + offset
-    return tuple(range(offset, cut)), tuple(range(cut, len(dims)))
+    for stack in ("", "L", "LE"):
+        core = dims.removeprefix(stack)
+        if dims.startswith(stack) and core in _INPUTS:
+            first, cut = len(stack), len(stack) + _INPUTS[core]
+            return tuple(range(first, cut)), tuple(range(cut, len(dims)))
+    return None
 
 
 def is_matrix(path: str) -> bool:
-    """True for kernels inside the blocks (Muon's parameters): not embeddings, head, norms or biases."""
-    return path.startswith("layers/") and matrix_axes(letters(path)) is not None
+    """True for kernels inside the blocks (Muon's parameters): not embeddings, head, router, norms or biases."""
+    dims = letters(path)
+    return path.startswith("layers/") and dims != "LDE" and matrix_axes(dims) is not None
 
 
 def is_decayed(path: str) -> bool:

@@ -22,6 +22,9 @@ class AttentionSupport:
 # Every implementation that `lm.kernels.attention` dispatches to.
 ATTENTION: Mapping[str, AttentionSupport] = {"reference": AttentionSupport()}
 
+# Every implementation of the experts' grouped matmuls in `lm.kernels.experts`.
+EXPERTS = ("ragged", "blocked")
+
 # Dense peak matmul rate in FLOP/s per chip and compute type, from the vendors' data sheets
 # (no structured sparsity). A device that is not listed has no MFU: null, never 0.
 PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
@@ -52,3 +55,11 @@ class Capabilities:
     def attention_for(self, name: str) -> str:
         """Return the implementation that `auto` (or a name) stands for on this platform."""
         return "reference" if name == "auto" else name
+
+    def experts_for(self, name: str) -> str:
+        """Return the implementation of the experts' matmuls that `auto` (or a name) stands for.
+
+        XLA's CPU backend computes `ragged_dot` once per expert over all tokens; blocks of tokens cost
+        about what the tokens do.
+        """
+        return ("blocked" if self.platform == "cpu" else "ragged") if name == "auto" else name

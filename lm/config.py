@@ -13,14 +13,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.capabilities import Capabilities
+from lm.capabilities import EXPERTS, Capabilities
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build, field_types, option, parse, unknown_field
+
+BIASES = ("query", "key", "value", "out", "gate", "up", "down", "norm")
+INITIALIZERS = ("gpt2", "normal", "fan_in", "zero_out", "xavier", "kaiming_in", "kaiming_out", "mup", "spectral")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The transformer's shape."""
+    """The transformer's shape. Fields that hold a tuple per layer repeat it over the layers."""
 
     block: str = option("transformer")  # `transformer`, or "package.module:Name" of a Linen block
     num_layers: int = option(4, ge=1)  # L
@@ -28,28 +31,56 @@ class ModelConfig:
     num_heads: int = option(4, ge=1)  # N, query heads
     num_kv_heads: int | None = option(None, ge=1)  # K, key/value heads; None: num_heads
     head_dim: int | None = option(None, ge=1)  # H; None: d_model / num_heads
-    d_ff: int | None = option(None, ge=1)  # F; None: 4 D, or 8/3 D rounded up to 64 for gated activations
+    d_ff: int | None = option(None, ge=1)  # F, of each expert; None: 4 D, or 8/3 D rounded up to 64 where gated
     vocab_size: int | None = option(None, ge=2)  # V; None: the tokenizer's, padded to a multiple of 128
+    tie_embeddings: bool = option(True)  # the output head is the token embedding
+    embedding_scale: float = option(1.0, gt=0)  # of token embeddings as they enter the blocks (Gemma: sqrt(D))
     activation: str = option("swiglu", choices=("swiglu", "geglu", "gelu", "relu2"))  # feed-forward
-    norm: str = option("rmsnorm", choices=("rmsnorm", "layernorm"))  # before each sublayer and at the end
+    bias: tuple[str, ...] = option((), choices=BIASES)  # linear layers with a bias; `norm`: LayerNorm's
+    norm: str = option("rmsnorm", choices=("rmsnorm", "layernorm"))  # of sublayers and at the end
+    norm_placement: str = option("pre", choices=("pre", "post", "both"))  # before a sublayer, after it, or both
+    norm_zero_centred: bool = option(False)  # norm scales are kept as their distance from 1 (Gemma)
     norm_epsilon: float = option(1e-6, gt=0, lt=1)  # added to the variance
-    bias: bool = option(False)  # biases in linear layers and LayerNorm (GPT-2)
-    positions: str = option("rope", choices=("rope", "learned", "none"))  # position encoding
-    rope_base: float = option(10000.0, gt=1)  # RoPE wavelength base
-    max_positions: int | None = option(None, ge=1)  # learned positions; None: data.sequence_length
-    window: tuple[int | None, ...] = option((None,), ge=1)  # sliding window per layer, repeated; None: full
     qk_norm: bool = option(False)  # RMSNorm of queries and keys over the head width
+    attention_scale: float | None = option(None, gt=0)  # factor of the attention logits; None: 1 / sqrt(H)
     attention_softcap: float | None = option(None, gt=0)  # c * tanh(logit / c) on attention logits
     logit_softcap: float | None = option(None, gt=0)  # the same on output logits
     value_embeddings: bool = option(False)  # a token embedding per layer, added to the values (Zhou et al. 2024)
-    tie_embeddings: bool = option(True)  # the output head is the token embedding
+    window: tuple[int | None, ...] = option((None,), ge=1)  # sliding window per layer; None: full attention
+    positions: str = option("rope", choices=("rope", "learned", "none"))  # position encoding
+    max_positions: int | None = option(None, ge=1)  # learned positions; None: data.sequence_length
+    rope_base: tuple[float | None, ...] = option((10000.0,), gt=1)  # wavelength base per layer; None: no rotation
+    rope_scaling: str = option("none", choices=("none", "linear", "llama3", "yarn"))  # see lm/model/rope.py
+    rope_factor: tuple[float, ...] = option((1.0,), ge=1)  # context extension per layer; 1: none
+    rope_original_length: int | None = option(None, ge=1)  # context before the extension (llama3, yarn)
+    rope_llama3_bounds: tuple[float, float] = option((1.0, 4.0), gt=0)  # turns in it: below are scaled, above kept
+    rope_yarn_bounds: tuple[float, float] = option((1.0, 32.0), gt=0)  # the same for yarn
+    num_experts: int | None = option(None, ge=2)  # E, of a mixture-of-experts feed-forward; None: dense
+    experts_per_token: int = option(2, ge=1)  # experts that each token is sent to
+    expert_capacity: float | None = option(None, gt=0)  # tokens per expert over the even share; None: drop none
+    router_balance_loss: float = option(0.01, ge=0)  # weight of the load-balance loss (Fedus et al. 2022)
+    router_z_loss: float = option(0.001, ge=0)  # weight of the router's z-loss (Zoph et al. 2022)
     dropout: float = option(0.0, ge=0, lt=1)  # on embeddings and sublayer outputs
-    initializer: str = option("gpt2", choices=("gpt2", "fan_in", "zero_out"))  # see lm/model/initializers.py
-    embedding_std: float = option(0.02, gt=0)  # standard deviation of embeddings (and of all weights in gpt2)
+    initializer: str = option("gpt2", choices=INITIALIZERS)  # see lm/model/initializers.py
+    init_distribution: str = option("normal", choices=("normal", "truncated_normal", "uniform"))  # of kernels
+    init_gain: float | None = option(None, gt=0)  # xavier, kaiming; None: 1, and sqrt(2) after an activation (kaiming)
+    embedding_std: float = option(0.02, gt=0)  # standard deviation of embeddings, and of kernels in normal and gpt2
+    mup_base_width: int | None = option(None, ge=1)  # D at which the hyperparameters were tuned (muP); None: no muP
     attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
+    experts: str = option("auto", identity=False)  # implementation of the experts' matmuls; auto: the fastest here
     remat: str = option("none", choices=("none", "full", "dots"), identity=False)  # what the backward pass recomputes
     scan_unroll: int = option(1, ge=1, identity=False)  # layer groups per loop iteration (CPU: L is faster)
     loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
+
+    @property
+    def period(self) -> int:
+        """Layers after which the per-layer fields repeat."""
+        return math.lcm(len(self.window), len(self.rope_base), len(self.rope_factor))
+
+    def per_layer(self, name: str, layer: int):
+        """Return a per-layer field's value in a layer."""
+        values = getattr(self, name)
+        return values[layer % len(values)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,10 +318,16 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
         raise ConfigError(f"config.model.num_kv_heads={kv_heads}: expected a divisor of num_heads={model.num_heads}.")
     if model.positions == "rope" and head_dim % 2:
         raise ConfigError(f"config.model.head_dim={head_dim}: RoPE rotates pairs, so it must be even.")
-    if not model.window or model.num_layers % len(model.window):
-        raise ConfigError(
-            f"config.model.window={model.window!r}: its length must divide num_layers={model.num_layers}."
-        )
+    for name in ("window", "rope_base", "rope_factor"):
+        if not getattr(model, name):
+            raise bad_value(f"model.{name}", getattr(model, name), "one value or more, repeated over the layers")
+    _check_rope(model)
+    if "norm" in model.bias and model.norm == "rmsnorm":
+        raise ConfigError('config.model.bias: "norm" needs norm="layernorm"; RMSNorm has no bias.')
+    if model.initializer == "mup" and model.mup_base_width is None:
+        raise ConfigError('config.model.initializer="mup": set mup_base_width, the d_model that was tuned.')
+    if model.num_experts and model.experts_per_token > model.num_experts:
+        raise bad_value("model.experts_per_token", model.experts_per_token, f"at most num_experts={model.num_experts}")
     max_positions = model.max_positions
     if model.positions == "learned":
         max_positions = max_positions or config.data.sequence_length
@@ -308,7 +345,31 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
         d_ff=d_ff,
         max_positions=max_positions,
         attention=_check_attention(config, capabilities),
+        experts=_check_experts(config, capabilities),
     )
+
+
+def _check_rope(model: ModelConfig) -> None:
+    extended = any(factor > 1 for factor in model.rope_factor)
+    if extended and model.rope_scaling == "none":
+        raise ConfigError(f"config.model.rope_factor={model.rope_factor!r}: choose a rope_scaling for it.")
+    if extended and model.rope_scaling in ("llama3", "yarn") and model.rope_original_length is None:
+        raise ConfigError(
+            f'config.model.rope_scaling="{model.rope_scaling}": set rope_original_length, the context before it.'
+        )
+    for name in ("rope_llama3_bounds", "rope_yarn_bounds"):
+        low, high = getattr(model, name)
+        if low >= high:
+            raise bad_value(f"model.{name}", (low, high), "a lower bound less than the upper one")
+
+
+def _check_experts(config: Config, capabilities: Capabilities) -> str:
+    name, known = config.model.experts, ("auto", *EXPERTS)
+    if name not in known:
+        raise ConfigError(
+            f"config.model.experts={name!r}: expected one of {', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    return capabilities.experts_for(name)
 
 
 def _check_attention(config: Config, capabilities: Capabilities) -> str:

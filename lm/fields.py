@@ -52,6 +52,8 @@ def parse(path: str, text: str, kind: Any) -> Any:
     optional_text = isinstance(kind, types.UnionType) and str in typing.get_args(kind)
     if kind is str or (optional_text and text not in ("None", "none")):
         return text
+    if kind == tuple[str, ...] and not text.lstrip().startswith(("(", "[", "'", '"')):
+        return (text,)
     spelled = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     if spelled in ("nan", "inf", "-inf"):
         return float(spelled)
@@ -73,9 +75,11 @@ def _coerce(path: str, value: Any, kind: Any) -> Any:
 
 def _coerce_or(path: str, value: Any, kind: Any, whole: Any) -> Any:
     if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if inner[-1] is ... and not isinstance(value, list | tuple):
+            value = (value,)  # one value stands for a tuple of one
         if not isinstance(value, list | tuple):
             raise bad_value(path, value, _type_name(whole))
-        inner = typing.get_args(kind)
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         if len(kinds) != len(value):
             raise bad_value(path, value, _type_name(whole))

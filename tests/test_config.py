@@ -131,9 +131,27 @@ def test_an_odd_head_width_cannot_rotate():
     refused(changed(model__head_dim="33"), "config.model.head_dim=33", "even")
 
 
-def test_a_window_pattern_must_divide_the_layers():
-    refused(changed(model__window="(8, 8, None)"), "config.model.window", "num_layers=4")
-    assert resolve(changed(model__window="(8, None)")).model.window == (8, None)
+def test_a_pattern_repeats_over_the_layers_and_may_end_early():
+    refused(changed(model__window="()"), "config.model.window", "one value or more")
+    model = resolve(changed(model__window="(8, 8, None)", model__rope_base="(1e4, 1e6)")).model
+    assert [model.per_layer("window", i) for i in range(4)] == [8, 8, None, 8]
+    assert [model.per_layer("rope_base", i) for i in range(4)] == [1e4, 1e6, 1e4, 1e6]
+    assert model.period == 6
+    assert resolve(changed(model__window="8")).model.window == (8,)
+
+
+def test_context_extension_needs_its_original_length():
+    refused(changed(model__rope_factor="8.0"), "config.model.rope_factor", "rope_scaling")
+    refused(changed(model__rope_factor="8.0", model__rope_scaling="yarn"), "rope_original_length")
+    assert resolve(changed(model__rope_factor="8.0", model__rope_scaling="linear")).model.rope_factor == (8.0,)
+
+
+def test_fields_that_contradict_each_other_are_refused():
+    refused(changed(model__bias="norm"), "config.model.bias", "layernorm")
+    refused(changed(model__bias="('querry',)"), "config.model.bias", "query")
+    refused(changed(model__initializer="mup"), "mup_base_width")
+    refused(changed(model__num_experts="4", model__experts_per_token="5"), "experts_per_token", "num_experts=4")
+    refused(changed(model__experts="dense"), "config.model.experts", "ragged")
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

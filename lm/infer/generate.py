@@ -42,7 +42,7 @@ class Generator:
         positions_BT = jnp.arange(T)[None, :] - (T - lengths_B)[:, None]  # prompts are padded on the left
         segment_ids_BT = (positions_BT >= 0).astype(jnp.int32)
         cache = self._model.init_cache(B, capacity)
-        hidden_BTD, cache = self._model.hidden(
+        hidden_BTD, cache, _ = self._model.hidden(
             params, tokens_BT, jnp.maximum(positions_BT, 0), segment_ids_BT, cache=cache
         )
         return self._next(params, hidden_BTD, keys_B, 0, settings), cache
@@ -50,7 +50,7 @@ class Generator:
     def _decode_fn(self, params, cache, token_B, position_B, keys_B, number, settings):
         def body(carry, i):
             token_B, cache = carry
-            hidden_BTD, cache = self._model.hidden(
+            hidden_BTD, cache, _ = self._model.hidden(
                 params, token_B[:, None], (position_B + i)[:, None], jnp.ones_like(token_B)[:, None], cache=cache
             )
             token_B = self._next(params, hidden_BTD, keys_B, number + i, settings)

@@ -1,4 +1,4 @@
-"""One transformer block: pre-norm attention and feed-forward (GPT-2, Llama and between)."""
+"""One transformer block: attention and feed-forward (GPT-2, Llama, Qwen, Gemma, Mixtral and between)."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.model.layers import Embedding, Linear, Norm, apply_rope
+from lm.kernels.activations import GATED, activate
+from lm.model.experts import Experts
+from lm.model.layers import Embedding, Linear, Norm
+from lm.model.rope import apply_rope
 
 
 class Attention(nn.Module):
@@ -32,10 +35,13 @@ class Attention(nn.Module):
             )
             v_BTKH = v_BTKH + table(tokens_BT)
         if config.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023
-            q_BTNH = Norm("rmsnorm", config.norm_epsilon, False, self.param_dtype, name="query_norm")(q_BTNH)
-            k_BTKH = Norm("rmsnorm", config.norm_epsilon, False, self.param_dtype, name="key_norm")(k_BTKH)
+            q_BTNH = Norm(config, self.param_dtype, "rmsnorm", name="query_norm")(q_BTNH)
+            k_BTKH = Norm(config, self.param_dtype, "rmsnorm", name="key_norm")(k_BTKH)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
+        q_BTNH = checkpoint_name(q_BTNH, "query")
+        k_BTKH = checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
         k_BSKH, v_BSKH, kv_segment_ids_BS, offset = k_BTKH, v_BTKH, segment_ids_BT, 0
         if cache is not None:
             offset, kv_segment_ids_BS = cache["length"], cache["segment_ids_BS"]
@@ -50,6 +56,7 @@ class Attention(nn.Module):
             q_segment_ids=segment_ids_BT,
             kv_segment_ids=kv_segment_ids_BS,
             softcap=config.attention_softcap,
+            scale=config.attention_scale,
             q_offset=offset,
             implementation=config.attention,
         )
@@ -59,25 +66,24 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU or GeGLU (Shazeer 2020), GELU (GPT-2's tanh form) or squared ReLU (So et al. 2021)."""
+    """The dense feed-forward, gated or not."""
 
     config: ModelConfig
     param_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x_BTD):
-        config = self.config
-        up_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="up")(x_BTD)
-        if config.activation in ("swiglu", "geglu"):
-            gate_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="gate")(x_BTD)
-            hidden_BTF = (nn.silu if config.activation == "swiglu" else nn.gelu)(gate_BTF) * up_BTF
-        else:
-            hidden_BTF = nn.gelu(up_BTF) if config.activation == "gelu" else jnp.square(nn.relu(up_BTF))
+        config, gate_BTF = self.config, None
+        project = lambda name: Linear(config, "BTD,DF->BTF", self.param_dtype, name=name)(x_BTD)  # noqa: E731
+        if config.activation in GATED:
+            gate_BTF = checkpoint_name(project("gate"), "mlp_gate")
+        up_BTF = checkpoint_name(project("up"), "mlp_up")
+        hidden_BTF = checkpoint_name(activate(config.activation, up_BTF, gate_BTF), "mlp_hidden")
         return Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, name="down")(hidden_BTF)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); norms before, after or on both sides.
 
     A block of one's own (`config.model.block = "package.module:Name"`) is a Linen module with
     these fields and this call; its parameters must be in `lm.axes.PARAMETERS` too.
@@ -86,23 +92,40 @@ class Block(nn.Module):
     config: ModelConfig
     param_dtype: jnp.dtype
     attention: Callable
+    experts: Callable
     constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache, deterministic):
-        """Return (x_BTD, new cache or None); `window` is static, `cache` this layer's part."""
-        config = self.config
-        norm = lambda name: Norm(config.norm, config.norm_epsilon, config.bias, self.param_dtype, name=name)  # noqa: E731
+        """Return (x_BTD, new cache or None, aux).
+
+        `window` is static and `rope` is this layer's, as is `cache`. `aux` holds scalars that are summed
+        over the layers and reported, `{}` if there are none; what ends in `_loss` is minimized with the
+        weight of that name in `config.model`.
+        """
+        config, aux = self.config, {}
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
-        attend = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
-        out_BTD, cache = attend(
-            norm("attention_norm")(x_BTD),
+        attention = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
+        out_BTD, cache = attention(
+            self._norm("attention_norm", x_BTD, "pre"),
             tokens_BT=tokens_BT,
             rope=rope,
             segment_ids_BT=segment_ids_BT,
             window=window,
             cache=cache,
         )
+        out_BTD = self._norm("attention_post_norm", out_BTD, "post")
         x_BTD = self.constrain(x_BTD + drop(out_BTD), "BTD")
-        out_BTD = FeedForward(config, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BTD))
-        return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache
+
+        in_BTD = self._norm("mlp_norm", x_BTD, "pre")
+        if config.num_experts:
+            out_BTD, aux = Experts(config, self.param_dtype, self.experts, name="experts")(in_BTD, segment_ids_BT)
+        else:
+            out_BTD = FeedForward(config, self.param_dtype, name="mlp")(in_BTD)
+        out_BTD = self._norm("mlp_post_norm", out_BTD, "post")
+        return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache, aux
+
+    def _norm(self, name: str, x_BTD: jax.Array, place: str) -> jax.Array:
+        if self.config.norm_placement not in (place, "both"):
+            return x_BTD
+        return Norm(self.config, self.param_dtype, name=name)(x_BTD)

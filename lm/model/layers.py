@@ -1,4 +1,4 @@
-"""The parts that blocks are made of: linear layers, norms, embeddings, rotary positions."""
+"""The parts that blocks are made of: linear layers, norms, embeddings."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,41 +8,26 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.kernels.linear import linear
-from lm.model.initializers import kernel_std, normal
-
-
-def sizes(config: ModelConfig) -> dict[str, int]:
-    """Return the size of each dimension letter of the model's parameters."""
-    return {
-        "L": config.num_layers,
-        "D": config.d_model,
-        "F": config.d_ff,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_dim,
-        "V": config.vocab_size,
-        "P": config.max_positions,
-    }
+from lm.model.initializers import kernel_init, normal, sizes
 
 
 class Linear(nn.Module):
-    """A matmul against a parameter, `spec` in dimension letters, with an optional bias."""
+    """A matmul against a parameter, `spec` in dimension letters; has a bias if `config.bias` names it."""
 
     config: ModelConfig
     spec: str  # e.g. "BTD,DNH->BTNH"
     param_dtype: jnp.dtype
     residual: bool = False  # writes to the residual stream
-    head: bool = False  # the output head: never a bias
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = sizes(self.config)
         inputs, output = self.spec.split("->")
         _, letters = inputs.split(",")
-        std = kernel_std(self.config, self.spec, size, residual=self.residual, head=self.head)
-        kernel = self.param("kernel", normal(std), tuple(size[c] for c in letters), self.param_dtype)
+        init = kernel_init(self.config, letters, residual=self.residual)
+        kernel = self.param("kernel", init, tuple(size[c] for c in letters), self.param_dtype)
         out = linear(x, kernel, self.spec)
-        if self.config.bias and not self.head:
+        if self.name in self.config.bias:
             shape = tuple(size[c] for c in output if c in letters)
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
             out = out + bias.astype(out.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
@@ -52,23 +37,25 @@ class Linear(nn.Module):
 class Norm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, in f32."""
 
-    kind: str
-    epsilon: float
-    bias: bool
+    config: ModelConfig
     param_dtype: jnp.dtype
+    kind: str | None = None  # None: config.norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        config, kind = self.config, self.kind or self.config.norm
         row = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        vector = lambda name, init: self.param(name, init, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)  # noqa: E731
         y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
+        if kind == "layernorm":
             y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
-        y = y * self.param("scale", nn.initializers.ones, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)
-        if self.bias and self.kind == "layernorm":
-            y = y + self.param("bias", nn.initializers.zeros, row[-1:], self.param_dtype).astype(jnp.float32).reshape(
-                row
-            )
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + config.norm_epsilon)
+        if config.norm_zero_centred:
+            y = y * (1 + vector("scale", nn.initializers.zeros))
+        else:
+            y = y * vector("scale", nn.initializers.ones)
+        if kind == "layernorm" and "norm" in config.bias:
+            y = y + vector("bias", nn.initializers.zeros)
         return y.astype(x.dtype)
 
 
@@ -88,20 +75,6 @@ class Embedding(nn.Module):
         # Gathered whole before the lookup: from a table sharded over D the compiler would make a
         # D-sharded activation and then have to turn it into a batch-sharded one.
         return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.dtype)
-
-
-def rope_angles(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Return (cos, sin) `[B, T, 1, H/2]` in f32 of the rotary embedding (Su et al. 2021)."""
-    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BT.astype(jnp.float32)[:, :, None, None] * frequency.reshape(1, 1, 1, -1)
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def apply_rope(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the pairs (x[i], x[i + H/2]): the half-split layout of Llama and GPT-NeoX."""
-    cos, sin = rope
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 
 
 def stacked(params: Mapping, group: int) -> Mapping:

@@ -1,13 +1,13 @@
 """The language model: embeddings, a scan over stacked blocks, a head; parameters are a plain dict.
 
 `nn.scan` cannot hold flat `[L, …]` parameters with a static window per layer, so the stack is
-the block's `init` under `vmap` and a `lax.scan` over `block.apply` in groups of the window
+the block's `init` under `vmap` and a `lax.scan` over `block.apply` in groups of the layer
 pattern's period. Pipeline stages and layer-by-layer quantization then need no second tree.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from lm.config import ModelConfig, PrecisionConfig
 from lm.extensions import load_extension
 from lm.kernels.attention import attention as default_attention
+from lm.kernels.experts import experts as default_experts
 from lm.model.block import Block
-from lm.model.layers import Embedding, Linear, Norm, rope_angles, stacked
+from lm.model.layers import Embedding, Linear, Norm, stacked
+from lm.model.rope import rope_table
 
 Params = dict[str, Any]
 Cache = dict[str, Any]
@@ -27,16 +29,25 @@ _REMAT_POLICIES = {
 }
 
 
+class Hidden(NamedTuple):
+    """What the blocks give."""
+
+    x_BTD: jax.Array  # final hidden states, normed
+    cache: Cache | None
+    aux: dict[str, jax.Array]  # scalars of the blocks, summed over the layers (see `Block`)
+
+
 @dataclasses.dataclass(frozen=True)
 class Transformer:
     """A decoder-only transformer as pure functions of a parameter dict.
 
-    `attention` and `constrain` are injected by `lm/parallel/`; the defaults run on one device.
+    `attention`, `experts` and `constrain` are injected by `lm/parallel/`; the defaults run on one device.
     """
 
     config: ModelConfig
     precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
     attention: Callable = default_attention
+    experts: Callable = default_experts
     constrain: Callable = lambda x, letters: x
 
     @property
@@ -52,7 +63,7 @@ class Transformer:
     @property
     def _block(self):
         kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
-        return kind(self.config, self.param_dtype, self.attention, self.constrain)
+        return kind(self.config, self.param_dtype, self.attention, self.experts, self.constrain)
 
     def _embedding(self, rows: int) -> Embedding:
         config = self.config
@@ -62,11 +73,11 @@ class Transformer:
 
     @property
     def _final_norm(self) -> Norm:
-        return Norm(self.config.norm, self.config.norm_epsilon, self.config.bias, self.param_dtype)
+        return Norm(self.config, self.param_dtype)
 
     @property
     def _head(self) -> Linear:
-        return Linear(self.config, "BTD,DV->BTV", self.param_dtype, head=True)
+        return Linear(self.config, "BTD,DV->BTV", self.param_dtype)
 
     def init(self, key: jax.Array) -> Params:
         """Return fresh parameters; layers are stacked on a leading L axis."""
@@ -74,7 +85,8 @@ class Transformer:
         embed_key, position_key, layer_key, norm_key, head_key = jax.random.split(key, 5)
         ids_BT = jnp.zeros((1, 1), jnp.int32)
         x_BTD = jnp.zeros((1, 1, config.d_model), self.dtype)
-        call = {**self._context(ids_BT, ids_BT, ids_BT), "window": None, "cache": None, "deterministic": True}
+        call = {"tokens_BT": ids_BT, "segment_ids_BT": ids_BT, "rope": None, "window": None}
+        call |= {"cache": None, "deterministic": True}
         init = lambda module, key, *args, **kwargs: module.init(key, *args, **kwargs)["params"]  # noqa: E731
         params: Params = {"embed": {"tokens": init(self._embedding(config.vocab_size), embed_key, ids_BT)}}
         if config.positions == "learned":
@@ -95,8 +107,10 @@ class Transformer:
         *,
         cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Return the final hidden states `[B, T, D]` (normed) and the updated cache.
+    ) -> Hidden:
+        """Return the final hidden states `[B, T, D]`, the updated cache and what the blocks report.
+
+        Under muP the hidden states are multiplied by mup_base_width / D, the readout's multiplier.
 
         Args:
           params: from `init`.
@@ -107,6 +121,8 @@ class Transformer:
         """
         config = self.config
         x_BTD = self._embedding(config.vocab_size).apply({"params": params["embed"]["tokens"]}, tokens_BT)
+        if config.embedding_scale != 1:
+            x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.positions == "learned":
             table = self._embedding(config.max_positions)
             x_BTD = x_BTD + table.apply({"params": params["embed"]["positions"]}, positions_BT)
@@ -118,53 +134,62 @@ class Transformer:
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
         x_BTD = self.constrain(x_BTD, "BTD")
 
-        context, new_lengths = self._context(tokens_BT, positions_BT, segment_ids_BT), {}
+        new_lengths = {}
         if cache is not None:
             length = cache["length"]
             segments_BS = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids_BS"], segment_ids_BT, length, 1)
             new_lengths = {"length": length + tokens_BT.shape[1], "segment_ids_BS": segments_BS}
-        period = len(config.window)
+        kinds = {(config.per_layer("rope_base", i), config.per_layer("rope_factor", i)) for i in range(config.period)}
+        ropes = {kind: rope_table(config, positions_BT, *kind) for kind in kinds}
         block = self._block
 
         def group(x_BTD, xs):
+            """Apply as many layers as xs holds, from a multiple of the period on."""
             layers, layer_cache, first = xs
-            caches = []
-            for i, window in enumerate(config.window):
+            caches, auxes = [], []
+            for i in range(len(jax.tree.leaves(layers)[0])):
                 own = (
                     None
                     if cache is None
                     else {**_layer(layer_cache, i), "length": length, "segment_ids_BS": segments_BS}
                 )
                 rngs = {"dropout": jax.random.fold_in(dropout_key, first + i)} if use_dropout else None
-                x_BTD, updated = block.apply(
+                x_BTD, updated, aux = block.apply(
                     {"params": _layer(layers, i)},
                     x_BTD,
-                    **context,
-                    window=window,
+                    tokens_BT=tokens_BT,
+                    segment_ids_BT=segment_ids_BT,
+                    rope=ropes[config.per_layer("rope_base", i), config.per_layer("rope_factor", i)],
+                    window=config.per_layer("window", i),
                     cache=own,
                     deterministic=not use_dropout,
                     rngs=rngs,
                 )
                 caches.append(updated)
-            return x_BTD, None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
+                auxes.append(aux)
+            return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *zip(caches, auxes, strict=True))
 
         if config.remat != "none":
             group = jax.checkpoint(group, policy=_REMAT_POLICIES[config.remat])
-        layer_cache = None if cache is None else stacked(cache["layers"], period)
-        first = jnp.arange(0, config.num_layers, period)
-        xs = (stacked(params["layers"], period), layer_cache, first)
-        x_BTD, updated = jax.lax.scan(group, x_BTD, xs, unroll=min(config.scan_unroll, config.num_layers // period))
-        x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
-        if cache is None:
-            return x_BTD, None
-        layers = jax.tree.map(lambda a: a.reshape((config.num_layers, *a.shape[2:])), updated)
-        return x_BTD, {"layers": layers, **new_lengths}
+        # Whole periods in a scan, then the layers that are left over (26 layers in a pattern of 6).
+        period, whole = config.period, config.num_layers - config.num_layers % config.period
+        every = (params["layers"], None if cache is None else cache["layers"])
+        updates = []
+        if whole:
+            head = stacked(jax.tree.map(lambda a: a[:whole], every) if whole < config.num_layers else every, period)
+            xs = (*head, jnp.arange(0, whole, period))
+            x_BTD, update = jax.lax.scan(group, x_BTD, xs, unroll=min(config.scan_unroll, whole // period))
+            updates.append(jax.tree.map(lambda a: a.reshape((whole, *a.shape[2:])), update))
+        if whole < config.num_layers:
+            x_BTD, update = group(x_BTD, (*jax.tree.map(lambda a: a[whole:], every), whole))
+            updates.append(update)
+        layer_cache, aux = jax.tree.map(lambda *a: jnp.concatenate(a), *updates) if updates[1:] else updates[0]
 
-    def _context(self, tokens_BT, positions_BT, segment_ids_BT) -> dict[str, Any]:
-        rope = None
-        if self.config.positions == "rope":
-            rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_base)
-        return {"tokens_BT": tokens_BT, "rope": rope, "segment_ids_BT": segment_ids_BT}
+        x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
+        if config.mup_base_width:
+            x_BTD = x_BTD * jnp.asarray(config.mup_base_width / config.d_model, x_BTD.dtype)
+        cache = None if cache is None else {"layers": layer_cache, **new_lengths}
+        return Hidden(x_BTD, cache, {name: jnp.sum(value_L) for name, value_L in aux.items()})
 
     def head(self, params: Params) -> jax.Array:
         """Return `head_DV` in the parameter type: the head's kernel, or the tied embedding."""

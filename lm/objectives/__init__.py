@@ -3,7 +3,8 @@
 Contract: `objective(model, params, batch, *, cross_entropy, grad_scale, dropout_key) -> (loss, sums)`,
 with `loss` a scalar already multiplied by `grad_scale` (1 / the global batch's token weight), so
 that micro-batches add up to one large batch, and `sums` a dict of scalars that add up over
-micro-batches: at least `nll` (nats), `tokens` (weight) and `bytes`.
+micro-batches: at least `nll` (nats), `tokens` (weight) and `bytes`. Others are reported: those named
+`…_tokens` as counts, the rest as means per token (so they are summed over the tokens here).
 """
 
 from collections.abc import Callable

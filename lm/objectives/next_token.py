@@ -15,7 +15,9 @@ def next_token(
     grad_scale: jax.Array,
     dropout_key: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return (grad_scale * sum of weighted nll, sums of nll, tokens and bytes).
+    """Return (grad_scale * sum of weighted nll, sums of nll, tokens and bytes, and what the blocks report).
+
+    The blocks' own losses (a router's) count once per token, with the weights in `model.config`.
 
     Args:
       model: a `Transformer`.
@@ -25,12 +27,13 @@ def next_token(
       grad_scale: usually 1 / (token weight of the global batch).
       dropout_key: None: no dropout.
     """
-    hidden_BTD, _ = model.hidden(
+    hidden = model.hidden(
         params, batch["inputs_BT"], batch["positions_BT"], batch["segment_ids_BT"], dropout_key=dropout_key
     )
     weights_BT = batch["weights_BT"]
+    tokens = jnp.sum(weights_BT)
     loss, nll_BT = cross_entropy(
-        hidden_BTD,
+        hidden.x_BTD,
         model.head(params),
         batch["targets_BT"],
         weights_BT,
@@ -38,8 +41,13 @@ def next_token(
         softcap=model.config.logit_softcap,
         chunk=model.config.loss_chunk,
     )
-    return loss, {
+    sums = {
         "nll": jnp.sum(nll_BT * weights_BT),
-        "tokens": jnp.sum(weights_BT),
+        "tokens": tokens,
         "bytes": jnp.sum(jnp.where(weights_BT > 0, batch["target_bytes_BT"], 0)),
     }
+    for name, value in hidden.aux.items():
+        if name.endswith("_loss"):
+            loss = loss + grad_scale * tokens * getattr(model.config, name) * value
+        sums[name] = value if name.endswith("_tokens") else value * tokens
+    return loss, sums

@@ -16,6 +16,7 @@ from lm.kernels.attention import attention
 from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
+from lm.parallel.experts import make_experts
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
 
@@ -50,7 +51,7 @@ class BuiltStep:
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
     """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(config.model, config.precision, attention=attention, constrain=make_constrain(mesh))
+    return Transformer(config.model, config.precision, attention, make_experts(mesh), make_constrain(mesh))
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:
@@ -97,12 +98,13 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         optimizer = build_optimizer(config.optimizer, hparams)
         updates, opt_state = optimizer.update(grads, state.opt_state, _f32(state.params))
         params = optax.apply_updates(state.params, updates)
+        others = {name: value for name, value in sums.items() if name not in ("nll", "tokens")}
         metrics = {
             "loss": sums["nll"] / jnp.maximum(tokens, 1),
             "bits_per_byte": sums["nll"] / jnp.maximum(sums["bytes"], 1) / math.log(2),
             "grad_norm": optax.tree.norm(grads),
             "tokens": tokens,
-            **{name: value for name, value in sums.items() if name not in ("nll", "tokens")},
+            **{name: value if _is_count(name) else value / jnp.maximum(tokens, 1) for name, value in others.items()},
         }
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -127,6 +129,11 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 def _f32(tree: Any) -> Any:
     """The optimizer works and keeps its state in f32, whatever type the parameters have."""
     return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+
+
+def _is_count(name: str) -> bool:
+    """An objective's sums are counts or, summed over the tokens, means per token."""
+    return name == "bytes" or name.endswith("_tokens")
 
 
 def _init_options(mesh: Mesh) -> dict[str, int]:

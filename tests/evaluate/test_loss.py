@@ -44,7 +44,7 @@ def by_hand(model, params, stride: int) -> float:
             targets = ids[start + 1 : start + 1 + LENGTH]
             window = window[: len(targets)]
             row = np.arange(len(window))[None]
-            hidden, _ = model.hidden(params, np.array([window]), row, np.ones_like(row))
+            hidden, *_ = model.hidden(params, np.array([window]), row, np.ones_like(row))
             log_probability = jax.nn.log_softmax(model.logits(params, hidden)[0])
             for position in range(done - start, len(targets)):
                 total -= float(log_probability[position, targets[position]])

@@ -10,7 +10,7 @@ SHAPES = {
     "llama": {"model.num_kv_heads": "2", "model.tie_embeddings": "False"},
     "gpt2": {
         "model.norm": "layernorm",
-        "model.bias": "True",
+        "model.bias": '("query", "key", "value", "out", "up", "down", "norm")',
         "model.positions": "learned",
         "model.activation": "gelu",
     },
@@ -24,6 +24,20 @@ SHAPES = {
         "model.head_dim": "24",
     },
     "value_embeddings": {"model.value_embeddings": "True", "model.num_kv_heads": "2"},
+    "gemma3": {
+        "model.num_layers": "4",  # one period of three and a layer left over
+        "model.window": "(4, 4, None)",
+        "model.rope_base": "(1e4, 1e4, 1e6)",
+        "model.rope_scaling": "linear",
+        "model.rope_factor": "(1.0, 1.0, 8.0)",
+        "model.norm_placement": "both",
+        "model.norm_zero_centred": "True",
+        "model.qk_norm": "True",
+        "model.activation": "geglu",
+        "model.embedding_scale": "8.0",
+        "model.attention_scale": "0.2",
+    },
+    "mixture": {"model.num_experts": "4", "model.experts_per_token": "2", "model.d_ff": "32"},
     "geglu_no_positions": {"model.activation": "geglu", "model.positions": "none"},
 }
 

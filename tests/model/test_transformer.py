@@ -37,11 +37,11 @@ def test_decoding_with_a_cache_equals_the_whole_forward_pass(shape):
     model = small_model(**SHAPES[shape])
     params = jax.jit(model.init)(jax.random.key(0))
     tokens_BT, positions_BT, segment_ids_BT = small_batch(documents=1)
-    whole, _ = jax.jit(model.hidden)(params, tokens_BT, positions_BT, segment_ids_BT)
+    whole, *_ = jax.jit(model.hidden)(params, tokens_BT, positions_BT, segment_ids_BT)
     cache, parts = model.init_cache(2, 16), []
     step = jax.jit(lambda cache, *part: model.hidden(params, *part, cache=cache))
     for cut in (slice(0, 7), *(slice(t, t + 1) for t in range(7, 12))):
-        hidden, cache = step(cache, tokens_BT[:, cut], positions_BT[:, cut], segment_ids_BT[:, cut])
+        hidden, cache, *_ = step(cache, tokens_BT[:, cut], positions_BT[:, cut], segment_ids_BT[:, cut])
         parts.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
     assert int(cache["length"]) == 12
@@ -53,12 +53,12 @@ def test_documents_packed_into_one_row_do_not_see_each_other(shape):
     params = jax.jit(model.init)(jax.random.key(0))
     tokens_BT, positions_BT, segment_ids_BT = small_batch()
     hidden = jax.jit(model.hidden)
-    packed, _ = hidden(params, tokens_BT, positions_BT, segment_ids_BT)
+    packed, *_ = hidden(params, tokens_BT, positions_BT, segment_ids_BT)
     other = tokens_BT.at[:, :6].set((tokens_BT[:, :6] + 1) % 96)
-    changed, _ = hidden(params, other, positions_BT, segment_ids_BT)
+    changed, *_ = hidden(params, other, positions_BT, segment_ids_BT)
     np.testing.assert_array_equal(packed[:, 6:], changed[:, 6:])
     assert not np.array_equal(packed[:, :6], changed[:, :6])
-    alone, _ = hidden(params, tokens_BT[:, 6:], positions_BT[:, 6:], segment_ids_BT[:, 6:])
+    alone, *_ = hidden(params, tokens_BT[:, 6:], positions_BT[:, 6:], segment_ids_BT[:, 6:])
     np.testing.assert_allclose(packed[:, 6:], alone, atol=1e-5)
 
 
@@ -67,8 +67,8 @@ def test_a_window_limits_how_far_a_change_reaches():
     model = small_model(**{"model.window": "(3,)"})
     params = jax.jit(model.init)(jax.random.key(0))
     tokens_BT, positions_BT, segment_ids_BT = small_batch(documents=1)
-    before, _ = model.hidden(params, tokens_BT, positions_BT, segment_ids_BT)
-    after, _ = model.hidden(params, tokens_BT.at[:, 2].add(1), positions_BT, segment_ids_BT)
+    before, *_ = model.hidden(params, tokens_BT, positions_BT, segment_ids_BT)
+    after, *_ = model.hidden(params, tokens_BT.at[:, 2].add(1), positions_BT, segment_ids_BT)
     reached = np.abs(np.asarray(before - after)).max((0, 2)) > 0
     assert reached.tolist() == [False] * 2 + [True] * 5 + [False] * 5
 
@@ -78,15 +78,15 @@ def test_a_window_pattern_gives_each_layer_its_own_window():
     mixed = small_model(**{"model.window": "(None, 1)"})
     params = jax.jit(mixed.init)(jax.random.key(0))
     batch = small_batch(documents=1)
-    full, _ = small_model().hidden(params, *batch)
-    patterned, _ = mixed.hidden(params, *batch)
+    full, *_ = small_model().hidden(params, *batch)
+    patterned, *_ = mixed.hidden(params, *batch)
     np.testing.assert_allclose(patterned[:, 0], full[:, 0], atol=1e-6)
     assert np.abs(patterned[:, 1:] - full[:, 1:]).max() > 1e-4
 
 
 def gradients(model, params):
     def loss(params):
-        hidden, _ = model.hidden(params, *small_batch(), dropout_key=jax.random.key(5))
+        hidden, *_ = model.hidden(params, *small_batch(), dropout_key=jax.random.key(5))
         return jnp.sum(hidden * jnp.cos(jnp.arange(hidden.size, dtype=jnp.float32)).reshape(hidden.shape))
 
     return jax.jit(jax.grad(loss))(params)
@@ -134,10 +134,10 @@ def test_dropout_follows_its_key_and_is_off_without_one():
 def test_compute_is_in_bf16_and_master_weights_stay_f32():
     model = small_model(**{"precision.compute": "bfloat16"})
     params = jax.jit(model.init)(jax.random.key(0))
-    hidden, _ = model.hidden(params, *small_batch())
+    hidden, *_ = model.hidden(params, *small_batch())
     assert hidden.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    exact, _ = small_model().hidden(params, *small_batch())
+    exact, *_ = small_model().hidden(params, *small_batch())
     np.testing.assert_allclose(hidden.astype(jnp.float32), exact, atol=0.1)
 
 
@@ -145,7 +145,7 @@ def test_logits_are_soft_capped_and_in_the_output_type():
     model = small_model(**{"model.logit_softcap": "2.0", "precision.compute": "bfloat16"})
     params = jax.jit(model.init)(jax.random.key(0))
     params["embed"]["tokens"]["embedding"] *= 1000
-    hidden, _ = model.hidden(params, *small_batch())
+    hidden, *_ = model.hidden(params, *small_batch())
     logits_BTV = model.logits(params, hidden)
     assert logits_BTV.shape == (2, 12, 96)
     assert logits_BTV.dtype == jnp.float32
@@ -156,16 +156,16 @@ class ParallelBlock(Block):
     """An ablation's own block, named in the config: it doubles what goes through it."""
 
     def __call__(self, x_BTD, **context):
-        out_BTD, cache = super().__call__(x_BTD, **context)
-        return 2 * out_BTD, cache
+        out_BTD, cache, aux = super().__call__(x_BTD, **context)
+        return 2 * out_BTD, cache, aux
 
 
 def test_a_block_of_ones_own_is_named_in_the_config():
     own = small_model(**{"model.block": "tests.model.test_transformer:ParallelBlock"})
     params = jax.jit(own.init)(jax.random.key(0))
     assert shapes_of(params) == parameter_shapes(own.config)
-    ours, _ = own.hidden(params, *small_batch())
-    plain, _ = small_model().hidden(params, *small_batch())
+    ours, *_ = own.hidden(params, *small_batch())
+    plain, *_ = small_model().hidden(params, *small_batch())
     assert np.abs(ours - plain).max() > 1e-3
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm.config import OptimizerConfig
+from lm.config import BIASES, OptimizerConfig
 from lm.optim import build_optimizer, hyperparameters
 from lm.optim.muon import coefficients, orthogonalize
 from lm.tree import map_with_path
@@ -18,7 +18,12 @@ INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2, "up": 1, "gate": 1, "d
 
 def parameters_and_gradients():
     model = small_model(
-        **{"model.num_kv_heads": "2", "model.tie_embeddings": "False", "model.norm": "layernorm", "model.bias": "True"}
+        **{
+            "model.num_kv_heads": "2",
+            "model.tie_embeddings": "False",
+            "model.norm": "layernorm",
+            "model.bias": str(BIASES),
+        }
     )
     params = jax.jit(model.init)(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)

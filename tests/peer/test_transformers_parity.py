@@ -26,7 +26,7 @@ def our_model(**overrides: str) -> Transformer:
 def logits_of(model: Transformer, params, tokens_BT) -> np.ndarray:
     positions_BT = np.tile(np.arange(tokens_BT.shape[1]), (len(tokens_BT), 1))
     with jax.default_matmul_precision("highest"):
-        hidden_BTD, _ = model.hidden(params, tokens_BT, positions_BT, np.ones_like(positions_BT))
+        hidden_BTD, *_ = model.hidden(params, tokens_BT, positions_BT, np.ones_like(positions_BT))
         return np.asarray(model.logits(params, hidden_BTD))
 
 

@@ -1,0 +1,86 @@
+"""The mixture-of-experts feed-forward: a router, the experts, and what keeps them evenly used."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.config import ModelConfig
+from lm.kernels.activations import GATED
+from lm.model.initializers import kernel_init, sizes
+from lm.model.layers import Linear
+
+Aux = dict[str, jax.Array]
+
+
+class Kernels(nn.Module):
+    """The experts' kernels of one matmul, stacked: `EDF` or `EFD`."""
+
+    config: ModelConfig
+    letters: str
+    param_dtype: jnp.dtype
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        size = sizes(self.config)
+        init = kernel_init(self.config, self.letters.removeprefix("E"), residual=self.residual)
+        return self.param("kernel", init, tuple(size[c] for c in self.letters), self.param_dtype)
+
+
+class Experts(nn.Module):
+    """Top-k of E feed-forwards per token, weighted by the softmax over the k (Shazeer et al. 2017; Mixtral).
+
+    Returns `y_BTD` and, over the tokens that are not padding:
+      router_balance_loss: E * sum_e f_e p_e, of f_e the share of choices and p_e the mean probability of
+        expert e (Fedus et al. 2022); 1 when even.
+      router_z_loss: mean of log(sum(exp(logits)))^2 (Zoph et al. 2022).
+      expert_load: the busiest expert's share of the choices over the even share.
+      routed_tokens, dropped_tokens: (token, expert) pairs computed, and passed by for lack of capacity.
+    Losses and load are means over the layers, so each layer gives its part / L.
+    """
+
+    config: ModelConfig
+    param_dtype: jnp.dtype
+    experts: Callable  # of the signature of lm.kernels.experts.experts
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, segment_ids_BT: jax.Array) -> tuple[jax.Array, Aux]:
+        config, E = self.config, self.config.num_experts
+        # Routing in f32: rounded logits would send tokens elsewhere (Fedus et al. 2022, "selective precision").
+        router = Linear(config, "BTD,DE->BTE", self.param_dtype, name="router")
+        logits_BTE = router(x_BTD.astype(jnp.float32))
+        probabilities_BTE = jax.nn.softmax(logits_BTE)
+        top_BTk, ids_BTk = jax.lax.top_k(probabilities_BTE, config.experts_per_token)
+        gates_BTk = top_BTk / jnp.sum(top_BTk, -1, keepdims=True)
+        counts_BT = segment_ids_BT > 0
+
+        kernels = {"up": Kernels(config, "EDF", self.param_dtype, name="up")()}
+        if config.activation in GATED:
+            kernels["gate"] = Kernels(config, "EDF", self.param_dtype, name="gate")()
+        kernels["down"] = Kernels(config, "EFD", self.param_dtype, residual=True, name="down")()
+        y_BTD, taken_E = self.experts(
+            x_BTD,
+            jnp.where(counts_BT[:, :, None], ids_BTk, -1),
+            gates_BTk,
+            kernels,
+            activation=config.activation,
+            capacity=config.expert_capacity,
+            implementation=config.experts,
+        )
+
+        weight_BT1 = counts_BT[:, :, None].astype(jnp.float32)
+        tokens = jnp.maximum(jnp.sum(weight_BT1), 1)
+        chosen_BTE = jnp.sum(jax.nn.one_hot(ids_BTk, E), axis=2) / config.experts_per_token
+        share_E = jnp.sum(chosen_BTE * weight_BT1, (0, 1)) / tokens
+        mean_E = jnp.sum(probabilities_BTE * weight_BT1, (0, 1)) / tokens
+        z_BT = jax.nn.logsumexp(logits_BTE, -1)
+        routed = jnp.sum(taken_E).astype(jnp.float32)
+        return y_BTD, {
+            "router_balance_loss": E * jnp.sum(share_E * mean_E) / config.num_layers,
+            "router_z_loss": jnp.sum(z_BT**2 * weight_BT1[..., 0]) / tokens / config.num_layers,
+            "expert_load": E * jnp.max(share_E) / config.num_layers,
+            "routed_tokens": routed,
+            "dropped_tokens": jnp.sum(weight_BT1) * config.experts_per_token - routed,
+        }

@@ -8,7 +8,7 @@ import pytest
 LM = pathlib.Path(__file__).parent.parent / "lm"
 
 FLOORS = [
-    {"config", "fields", "axes", "errors", "storage", "capabilities", "tree", "extensions"},
+    {"config", "presets", "fields", "axes", "errors", "storage", "capabilities", "tree", "extensions"},
     {"kernels", "tokenizer"},
     {"model", "lora", "objectives", "optim", "data"},
     {"parallel", "checkpoint", "quant"},

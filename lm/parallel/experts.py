@@ -4,6 +4,7 @@ Under plain `jit` the sort would gather all tokens on every device. Experts spre
 laid over the same function: tokens travel to their expert's device before it and back after it.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,8 +19,12 @@ def make_experts(mesh: Mesh) -> Callable:
     if mesh.size == 1:
         return experts
     axes = batch_axes(mesh)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
 
     def sharded(x_BTD, ids_BTk, gates_BTk, kernels, **options):
+        if x_BTD.shape[0] % shards:  # a prompt or two: every device computes all of them
+            return experts(x_BTD, ids_BTk, gates_BTk, kernels, **options)
+
         def local(x_BTD, ids_BTk, gates_BTk, kernels):
             kernels = {name: jax.lax.pcast(kernel, axes, to="varying") for name, kernel in kernels.items()}
             y_BTD, taken_E = experts(x_BTD, ids_BTk, gates_BTk, kernels, **options)

@@ -8,6 +8,7 @@ import pytest
 from lm.axes import PARAMETERS
 from lm.model.block import Block
 from lm.model.flops import flops_per_token, parameter_counts, parameter_shapes
+from lm.model.initializers import sizes
 from lm.tree import map_with_path
 from tests.model.common import SHAPES, small_batch, small_config, small_model
 
@@ -28,7 +29,8 @@ def test_parameters_are_those_of_the_table_and_of_the_analytic_count(shape):
     model = small_model(**SHAPES[shape])
     shapes = shapes_of(jax.eval_shape(model.init, jax.random.key(0)))
     assert shapes == parameter_shapes(model.config)
-    assert all(len(PARAMETERS[path]) == len(size) for path, size in shapes.items())
+    size = sizes(model.config)
+    assert shapes == {path: tuple(size[letter] for letter in PARAMETERS[path]) for path in shapes}
     assert parameter_counts(model.config)["total"] == sum(int(np.prod(size)) for size in shapes.values())
 
 
@@ -169,6 +171,49 @@ def test_a_block_of_ones_own_is_named_in_the_config():
     assert np.abs(ours - plain).max() > 1e-3
 
 
+def test_a_tied_embedding_gets_both_gradients():
+    """The gradient of the shared table is that of the lookup plus that of the head, each alone."""
+    tied, untied = small_model(), small_model(**{"model.tie_embeddings": "False"})
+    params = jax.jit(tied.init)(jax.random.key(0))
+    table_VD = params["embed"]["tokens"]["embedding"]
+
+    def loss(model, params):
+        logits_BTV = model.logits(params, model.hidden(params, *small_batch()).x_BTD)
+        return jnp.sum(jnp.sin(logits_BTV))
+
+    both = jax.grad(lambda p: loss(tied, p))(params)["embed"]["tokens"]["embedding"]
+    apart = jax.grad(lambda p: loss(untied, p))({**params, "head": {"kernel": table_VD.T}})
+    lookup_VD, head_VD = apart["embed"]["tokens"]["embedding"], apart["head"]["kernel"].T
+    np.testing.assert_allclose(both, lookup_VD + head_VD, atol=1e-4 * float(jnp.abs(both).max()))
+    assert min(float(jnp.linalg.norm(part)) for part in (lookup_VD, head_VD)) > 0.01 * float(jnp.linalg.norm(both))
+
+
+def test_a_mixture_reports_what_its_router_does():
+    model = small_model(**SHAPES["mixture"])
+    params = jax.jit(model.init)(jax.random.key(0))
+    tokens_BT, positions_BT, segment_ids_BT = small_batch()
+    aux = model.hidden(params, tokens_BT, positions_BT, segment_ids_BT.at[:, 10:].set(0)).aux
+    assert float(aux["routed_tokens"]) == 2 * 10 * 2 * 2  # rows, tokens that are not padding, experts each, layers
+    assert float(aux["dropped_tokens"]) == 0
+    assert 1 <= float(aux["expert_load"]) <= 2  # two of four experts can take all
+    # A router of zeros is even in probability: the balance loss is at its least, z is log(E)^2.
+    params["layers"]["experts"]["router"]["kernel"] *= 0
+    aux = model.hidden(params, tokens_BT, positions_BT, segment_ids_BT).aux
+    assert float(aux["router_balance_loss"]) == pytest.approx(1.0)
+    assert float(aux["router_z_loss"]) == pytest.approx(np.log(4) ** 2, rel=1e-5)
+    capped = small_model(**SHAPES["mixture"], **{"model.expert_capacity": "0.5"})
+    dropped = capped.hidden(params, tokens_BT, positions_BT, segment_ids_BT).aux
+    assert float(dropped["dropped_tokens"] + dropped["routed_tokens"]) == 2 * 12 * 2 * 2
+    assert float(dropped["dropped_tokens"]) > 0
+
+
+def test_mup_scales_the_readout_with_the_width():
+    plain, wide = small_model(), small_model(**{"model.mup_base_width": "16"})
+    params = jax.jit(plain.init)(jax.random.key(0))
+    logits = [model.logits(params, model.hidden(params, *small_batch()).x_BTD) for model in (plain, wide)]
+    np.testing.assert_allclose(logits[1], logits[0] / 4, rtol=1e-5, atol=1e-7)
+
+
 def test_flops_by_hand():
     config = small_config(**{"model.num_kv_heads": "2", "model.window": "(4, None)"}).model
     flops = flops_per_token(config, 8)
@@ -178,3 +223,10 @@ def test_flops_by_hand():
     assert flops["head"] == 2 * D * V
     window, full = (1 + 2 + 3 + 4 * 5) / 8, (1 + 8) / 2
     assert flops["attention"] == pytest.approx(4 * N * H * (window + full))
+
+
+def test_flops_of_a_mixture_are_those_of_the_experts_that_a_token_goes_to():
+    dense = flops_per_token(small_config(**{"model.d_ff": "64"}).model, 8)["feed_forward"]
+    mixture = flops_per_token(small_config(**SHAPES["mixture"]).model, 8)["feed_forward"]
+    router = 2 * 2 * 64 * 4
+    assert mixture == dense + router  # two experts of 32

@@ -76,6 +76,26 @@ def test_losses_agree_with_parameters_sharded_over_fsdp():
     np.testing.assert_allclose(sharded, single, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["ragged", "blocked"])
+def test_a_mixture_of_experts_is_the_same_on_a_mesh(implementation):
+    """Losses, and the counts of tokens, which every device sorts for itself."""
+    overrides = {"model.num_experts": "4", "model.experts": implementation, "model.d_ff": "32"}
+    figures = {}
+    for shape in [(1, 1), (4, 2)]:
+        config = small_config(devices=shape[0], fsdp=shape[1], **overrides)
+        built = built_step(config)
+        state, figures[shape] = built.init(), []
+        for step in range(3):
+            state, metrics = built.step(state, fake_batch(built.mesh, 0), scalars(built, step))
+            figures[shape].append({name: float(value) for name, value in metrics.items()})
+    for one, many in zip(figures[1, 1], figures[4, 2], strict=True):
+        assert one.keys() == many.keys()
+        for name in one:
+            np.testing.assert_allclose(many[name], one[name], rtol=1e-4, err_msg=name)
+    assert figures[1, 1][0]["routed_tokens"] == 2 * 16 * 12 * 2
+
+
 def test_the_loss_gathers_no_hidden_states_and_reduces_the_heads_gradient_once():
     built = built_step(small_config(devices=8))
     batch = fake_batch(built.mesh, 0)

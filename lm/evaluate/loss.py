@@ -49,8 +49,9 @@ class LossEvaluator:
         pending: list[Mapping[str, jax.Array]] = []
 
         def collect():
-            for name, value in jax.device_get(pending.pop(0)).items():
-                total[name] += float(value)
+            sums = jax.device_get(pending.pop(0))
+            for name in total:
+                total[name] += float(sums[name])
 
         for number, batch in enumerate(batches):
             shape = (1, *batch["inputs_BT"].shape)

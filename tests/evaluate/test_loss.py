@@ -65,6 +65,13 @@ def test_strided_windows_equal_scoring_by_hand(stride):
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
 
 
+@pytest.mark.slow
+def test_a_mixture_is_scored_without_its_routers_losses():
+    evaluate, model, params = evaluator_on(1, **{"model.num_experts": "4", "model.router_balance_loss": "10.0"})
+    figures = evaluate(params, batches(LENGTH))
+    assert figures["loss"] * figures["tokens"] == pytest.approx(by_hand(model, params, LENGTH), rel=1e-5)
+
+
 def test_the_mesh_changes_nothing():
     single, sharded = evaluator_on(1), evaluator_on(8)
     a, b = (evaluate(params, batches(3)) for evaluate, _, params in (single, sharded))

@@ -9,29 +9,55 @@ from lm.errors import UsageError
 from lm.storage import join
 from lm.train.run_folder import read_run_info
 
-HELP = "What is in a checkpoint (read without JAX), or a config's parameters and FLOPs."
+HELP = "What is in a checkpoint (read without JAX), or a config's parameters, FLOPs and memory."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a run's folder")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument("--config", metavar="FILE", help="look at a config file instead")
+    parser.add_argument("--preset", metavar="NAME", help="look at a shape of lm/presets.py; all: list them")
+    parser.add_argument("--devices", type=int, default=8, metavar="N", help="that share the state under ZeRO (default 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.epilog = (
-        "example:\n  lm inspect runs/tiny\n  lm inspect --config experiments/gpt2_124m.py --config.model.num_layers=24"
+        "examples:\n  lm inspect runs/tiny\n"
+        "  lm inspect --config experiments/llama_7b.py --devices 64 --config.optimizer.name=muon\n"
+        "  lm inspect --preset all"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    if (args.checkpoint is None) == (args.config is None):
-        raise UsageError("lm inspect takes a CHECKPOINT or --config FILE, one of them.")
+    if sum(given is not None for given in (args.checkpoint, args.config, args.preset)) != 1:
+        raise UsageError("lm inspect takes a CHECKPOINT, --config FILE or --preset NAME, one of them.")
     if args.config is None and args.overrides:
-        raise UsageError(f"lm inspect CHECKPOINT takes no --config.{args.overrides[0][0]}.")
-    result = _inspect_config(args) if args.config else _inspect_checkpoint(args)
+        raise UsageError(f"--config.{args.overrides[0][0]} needs --config FILE.")
+    common.require_positive(args, "devices")
+    if args.preset == "all":
+        _list_presets(args)
+        return
+    result = _inspect_checkpoint(args) if args.checkpoint else _inspect_config(args)
     if args.json:
         print(json.dumps(result))
     else:
         _show(result)
+
+
+def _list_presets(args: argparse.Namespace) -> None:
+    from lm.config import default, resolve
+    from lm.model.flops import parameter_counts
+    from lm.presets import PRESETS, preset
+
+    counts = {}
+    for name in PRESETS:
+        config = default()
+        config.model.update(preset(name))
+        counts[name] = parameter_counts(resolve(config).model)
+    if args.json:
+        print(json.dumps(counts))
+        return
+    print(f"{'preset':<16}{'parameters':>20}{'non-embedding':>20}{'active':>20}")
+    for name, of in counts.items():
+        print(f"{name:<16}{of['total']:>20,}{of['non_embedding']:>20,}{of['active']:>20,}")
 
 
 def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,22 +91,37 @@ def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
-    from lm.config import with_vocabulary
+    from lm.config import default, with_vocabulary
     from lm.model.flops import flops_per_token, parameter_counts, parameter_shapes, train_flops_per_token
+    from lm.parallel.state_bytes import state_bytes
+    from lm.presets import preset
 
-    config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
+    if args.preset:
+        config_dict = default()
+        config_dict.model.update(preset(args.preset))
+        config_dict.data.sequence_length = config_dict.model.max_positions or 2048
+    else:
+        config_dict = common.load_config(args.config, args.overrides)
+    config = common.resolve_anywhere(config_dict)
     if config.model.vocab_size is None:
         config = with_vocabulary(config, _tokenizer_vocabulary(config))
-    length = config.data.sequence_length
-    return {
-        "config": args.config,
-        "parameters": parameter_counts(config.model)["total"],
-        "non_embedding_parameters": parameter_counts(config.model)["non_embedding"],
+    length, counts = config.data.sequence_length, parameter_counts(config.model)
+    result = {
+        "config": args.config or args.preset,
+        "parameters": counts["total"],
+        "non_embedding_parameters": counts["non_embedding"],
+        "active_parameters": counts["active"],
+        "sequence_length": length,
         "forward_flops_per_token": dict(flops_per_token(config.model, length)),
         "train_flops_per_token": train_flops_per_token(config.model, length),
         "tokens_per_step": config.data.batch_size * length,
+        "devices": args.devices,
+        "state_bytes_per_device": {f"zero_{n}": part for n, part in state_bytes(config, args.devices).items()},
         "arrays": [{"path": path, "shape": list(shape)} for path, shape in parameter_shapes(config.model).items()],
     }
+    if args.preset:  # a shape alone trains on nothing
+        del result["tokens_per_step"]
+    return result
 
 
 def _tokenizer_vocabulary(config) -> int:
@@ -94,17 +135,24 @@ def _tokenizer_vocabulary(config) -> int:
 
 
 def _show(result: dict[str, Any]) -> None:
-    arrays = result.pop("arrays")
+    arrays, by_stage = result.pop("arrays"), result.pop("state_bytes_per_device", None)
     for name, value in result.items():
         if isinstance(value, dict):
-            value = ", ".join(
-                f"{key} {part:,}" if isinstance(part, int | float) else f"{key} {part}" for key, part in value.items()
-            )
-        elif isinstance(value, int | float):
-            value = f"{value:,}"
-        print(f"{name.replace('_', ' ')}: {value}")
+            value = ", ".join(f"{key} {_figure(part)}" for key, part in value.items())
+        print(f"{name.replace('_', ' ')}: {_figure(value)}")
+    if by_stage:
+        print(f"state per device on {result['devices']} devices, activations come on top:")
+        for stage, parts in by_stage.items():
+            sizes = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in parts.items())
+            print(f"  {stage.replace('_', ' ').replace('zero', 'ZeRO')}: {sizes} GiB")
     print()
     width = max(len(a["path"]) for a in arrays)
     for a in arrays:
         norm = f"{a['dtype']:>10}  norm {a['norm']:.4g}" if "norm" in a else ""
         print(f"{a['path']:<{width}}  {tuple(a['shape'])!s:<22}{norm}".rstrip())
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -37,7 +37,8 @@ def test_a_config_mistake_is_one_line_that_names_it_and_exit_code_2(train, tmp_p
 
 def test_a_tuple_field_can_be_set_from_the_command_line(lm, config):
     assert lm("inspect", "--config", config, "--config.log.sample_prompts=('a', 'b')").code == 0
-    assert "a tuple" in lm("inspect", "--config", config, "--config.log.sample_prompts=a").refusal(2)
+    assert lm("inspect", "--config", config, "--config.log.sample_prompts=a").code == 0  # one stands for a tuple of one
+    assert "a tuple" in lm("inspect", "--config", config, "--config.log.profile=a").refusal(2)
 
 
 CONFIG_FILES = {

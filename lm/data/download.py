@@ -162,7 +162,7 @@ def _transfer(file: RemoteFile, part: str, progress: Progress) -> None:
 
 def _open(request: urllib.request.Request, part: str):
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        return urllib.request.build_opener().open(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         answer = f"the server answered {error.code} {error.reason}"
         if error.code == 416:  # the part is longer than the file

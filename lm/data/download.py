@@ -152,6 +152,7 @@ def _transfer(file: RemoteFile, part: str, progress: Progress) -> None:
             storage.write_atomic(part + ".json", json.dumps({**version, **answered} if have else answered))
             while chunk := _read(response):
                 out.write(chunk)
+                out.flush()  # a process that is killed loses nothing that arrived
                 have += len(chunk)
                 progress(f"download {file.name}", have, total, "bytes")
     if total is not None and have < total:

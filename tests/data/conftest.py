@@ -7,7 +7,6 @@ import pytest
 from lm.config import DataConfig
 from lm.data.build import build
 from lm.data.dataset import open_data
-from tests.data.http import Site
 
 
 def words(count: int, seed: int) -> str:
@@ -52,14 +51,3 @@ def sharded_folder(config, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(folder):
     return open_data(folder)
-
-
-@pytest.fixture
-def site(monkeypatch):
-    """A local HTTP server, reached without a proxy."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Site()
-    yield server
-    server.shutdown()
-    server.server_close()

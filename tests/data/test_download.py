@@ -269,6 +269,9 @@ def test_a_disk_that_fills_up_is_one_line_and_the_part_is_kept(get, site, tmp_pa
         def __exit__(self, *_):
             self.file.close()
 
+        def flush(self):
+            self.file.flush()
+
         def write(self, chunk):
             self.file.write(chunk[: self.left])
             self.left -= len(chunk)

@@ -30,7 +30,6 @@ _TIMEOUT_SECONDS = 30  # without a byte
 _PATIENCE = 8  # attempts in a row that bring nothing new; with the waits between them about three minutes
 _BACKOFF_SECONDS = 1.0  # the first wait, doubled at each such attempt
 _LONGEST_WAIT_SECONDS = 120.0
-_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that another attempt may change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +68,14 @@ def fetch(file: RemoteFile, folder: str, progress: Progress | None = None) -> st
       progress: called as work goes on.
 
     Raises:
-      UsageError: no network, no such file at the URL, or access refused.
+      UsageError: no network, no such file at the URL, access refused, or the folder is not local.
       DamagedFileError: size or sha256 are wrong; what arrived is kept as `FILE.corrupt`.
       LmError: the server keeps failing, or the disk is full; `FILE.part` is kept for the next start.
     """
+    if storage.is_remote(folder):
+        raise UsageError(
+            f'downloads are kept in a local folder, not in "{folder}". Set $LM_CACHE or config.data.cache.'
+        )
     progress = progress or (lambda *_: None)
     path = os.path.join(folder, file.name)
     if not os.path.exists(path):
@@ -145,6 +148,8 @@ def _transfer(file: RemoteFile, part: str, progress: Progress) -> None:
         if start and (start != have or changed):
             _remove(part)
             raise _TryAgain("the file there changed meanwhile")
+        if not start:
+            _remove(part)
         have, total = start, answered["bytes"]
         _check_size(file, total)
         _check_room(part, (total or 0) - have)
@@ -165,25 +170,31 @@ def _open(request: urllib.request.Request, part: str):
     try:
         return urllib.request.build_opener().open(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        answer = f"the server answered {error.code} {error.reason}"
+        answer = f"the server answered {error.code} {_line(error.reason)}"
         if error.code == 416:  # the part is longer than the file
             _remove(part)
-        if error.code in (*_TRY_AGAIN, 416):
+        if error.code in (408, 416, 425, 429) or error.code >= 500:
             raise _TryAgain(answer, _retry_after(error.headers.get("Retry-After"))) from error
         raise UsageError(
             f"cannot download {request.full_url}: {answer}. Check the URL and whether it is public."
         ) from error
     except urllib.error.URLError as error:
-        raise _Unreachable(getattr(error.reason, "strerror", None) or str(error.reason)) from error
+        raise _Unreachable(_line(getattr(error.reason, "strerror", None) or error.reason)) from error
+    except (ValueError, http.client.InvalidURL) as error:
+        raise UsageError(f"cannot download {request.full_url}: {_line(error)}. Check the URL.") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _TryAgain(str(error) or type(error).__name__) from error
+        raise _TryAgain(_line(error)) from error
+
+
+def _line(reason: Any) -> str:
+    return " ".join(str(reason).split()) or type(reason).__name__
 
 
 def _read(response) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise _TryAgain(f"the connection dropped ({str(error) or type(error).__name__})") from error
+        raise _TryAgain(f"the connection dropped ({_line(error)})") from error
 
 
 def _describe(url: str, response) -> tuple[dict[str, Any], int]:

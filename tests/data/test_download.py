@@ -221,6 +221,28 @@ def test_a_missing_file_and_no_access_are_usage_errors(get, site):
     assert len(site.seen) == 2
 
 
+def test_a_url_that_is_none_and_a_redirect_without_end_are_one_line(get, site, tmp_path, waits):
+    site.plan = [Step(status=302, headers={"Location": "/corpus.txt"})] * 20
+    for broken in (lambda: get(), lambda: fetch(RemoteFile("http://x y/a.txt"), str(tmp_path / "other"))):
+        with pytest.raises(UsageError, match="cannot download") as error:
+            broken()
+        assert "\n" not in str(error.value)
+    assert waits == []
+
+
+def test_a_redirect_keeps_the_range(get, site):
+    site.files["/there.txt"] = CONTENT
+    here = Step(status=302, headers={"Location": "/there.txt"})
+    site.plan = [here, Step(drop_at=40_000), here]
+    assert get() == CONTENT
+    assert [seen.range for seen in site.seen] == [None, None, "bytes=40000-", "bytes=40000-"]
+
+
+def test_downloads_are_not_put_on_an_object_store(site):
+    with pytest.raises(UsageError, match="LM_CACHE"):
+        fetch(RemoteFile(site.url + "/corpus.txt"), "gs://bucket/downloads")
+
+
 def test_no_network_is_one_line_at_once(tmp_path, waits):
     for url in ("http://127.0.0.1:9/a.txt", "http://no-such-host.invalid/a.txt"):
         with pytest.raises(UsageError, match="cannot download http.*Check the network") as error:

@@ -124,6 +124,7 @@ def test_stories_that_are_not_utf8_are_refused(config, site, monkeypatch):
     [
         ("enwik", None, ["no corpus 'enwik'", 'Did you mean "enwik8"?', "tinystories"]),
         ("ftp://x.org/a.txt", None, ["http(s) URL"]),
+        ("https://[x/a.txt", None, ["is not a URL"]),
         ("https://x.org/a.tar", None, ["'https://x.org/a.tar'", ".jsonl.gz"]),
         ("https://x.org/a.txt", "12", ["sha256 '12'", "64 hexadecimal digits"]),
         ("enwik8", "a" * 64, ["has its own"]),

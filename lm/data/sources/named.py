@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import urllib.parse
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -173,9 +174,14 @@ def corpus_of(name_or_url: str, sha256: str | None = None) -> Corpus:
             f"no corpus {name_or_url!r} (config.data.path): expected one of {', '.join(NAMED)}, or an http(s) URL."
             f"{did_you_mean(name_or_url, NAMED)}"
         )
-    file = RemoteFile(name_or_url, sha256.lower() if sha256 else None)
+    try:
+        url = urllib.parse.quote(name_or_url, safe="%/:=&?~#+!$,;'@()*[]")  # as a browser does
+        file = RemoteFile(url, sha256.lower() if sha256 else None)
+        name = file.name.lower()
+    except ValueError as error:
+        raise ConfigError(f"{name_or_url!r} (config.data.path) is not a URL: {error}.") from error
     for suffix, format in _SUFFIXES.items():
-        if file.name.lower().endswith(suffix):
+        if name.endswith(suffix):
             return Corpus((file,), format)
     raise ConfigError(
         f"cannot tell the format of {name_or_url!r} (config.data.path): expected a URL that ends in "

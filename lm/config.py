@@ -52,7 +52,7 @@ class ModelConfig:
     loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
 
 
-SOURCES = {  # what data.path means to each built-in source; data.* enters a run's identity as the prepared data's hash
+SOURCES = {  # the built-in sources, and what data.path is to each
     "stdlib": None,  # Python's own source
     "text": "a file, a folder or a glob",
     "jsonl": "a file, a folder or a glob",
@@ -67,12 +67,12 @@ SOURCES = {  # what data.path means to each built-in source; data.* enters a run
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: str = option("stdlib")  # a name in SOURCES below, or "package.module:Name"
-    path: str | None = option(None, identity=False)  # where that is: SOURCES says what each takes
+    source: str = option("stdlib")  # a name in SOURCES above, or "package.module:Name"
+    path: str | None = option(None, identity=False)  # what SOURCES says; data enters a run's identity as its hash
     text_key: str = option("text")  # the JSON field or the column that holds the text
     max_documents: int | None = option(None, ge=1, identity=False)  # read no more of the source; None: all
     sha256: str | None = option(None, identity=False)  # of the file at a URL (download); None: the first download's
-    subset: str | None = option(None, identity=False)  # configuration of a Hugging Face dataset; None: its default
+    subset: str | None = option(None, identity=False)  # of a Hugging Face dataset; None: its default one
     split: str = option("train", identity=False)  # of a Hugging Face dataset
     revision: str | None = option(None, identity=False)  # of a Hugging Face dataset: a commit pins it; None: main
     tokenizer: str = option("train")  # a tiktoken name, a file, or `train`

@@ -8,8 +8,9 @@ import time
 
 from lm import storage
 from lm.config import DataConfig
-from lm.data.build import Progress, build_or_keep
+from lm.data.build import build_or_keep
 from lm.data.dataset import MANIFEST, VERSION, open_data
+from lm.data.document import Progress
 from lm.data.sources import inputs
 from lm.data.sources.files import python_version
 from lm.errors import UsageError

@@ -26,7 +26,7 @@ def parquet(config: DataConfig) -> Iterator[Document]:
     """
     try:
         import pyarrow
-        from pyarrow import parquet as format
+        import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError(
             f'reading parquet needs pyarrow ({error}). Install it with: pip install "lm[data]".'
@@ -35,7 +35,7 @@ def parquet(config: DataConfig) -> Iterator[Document]:
     for path in parquet_files(config):
         name, row = relative_name(path, config), 0
         try:
-            with format.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 _check_column(path, file.schema_arrow, config.text_key)
                 for batch in file.iter_batches(_BATCH_ROWS, columns=[config.text_key]):
                     for text in batch.column(0).to_pylist():

@@ -83,13 +83,29 @@ class ModelConfig:
         return values[layer % len(values)]
 
 
+SOURCES = {  # the built-in sources, and what data.path is to each
+    "stdlib": None,  # Python's own source
+    "text": "a file, a folder or a glob",
+    "jsonl": "a file, a folder or a glob",
+    "parquet": "a file, a folder or a glob",
+    "download": "a name of `lm data download --list` or a URL",
+    "huggingface": "a dataset of the hub (org/name) or a local folder",
+    "shards": "a folder made by `lm data build`",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: str = option("stdlib")  # stdlib, text, jsonl, shards (of `lm data build`), "package.module:Name"
-    path: str | None = option(None, identity=False)  # file, folder or glob (text, jsonl); folder (shards)
-    text_key: str = option("text")  # the field of a JSON line that holds the text
+    source: str = option("stdlib")  # a name in SOURCES above, or "package.module:Name"
+    path: str | None = option(None, identity=False)  # what SOURCES says; data enters a run's identity as its hash
+    text_key: str = option("text")  # the JSON field or the column that holds the text
+    max_documents: int | None = option(None, ge=1, identity=False)  # read no more of the source; None: all
+    sha256: str | None = option(None, identity=False)  # of the file at a URL (download); None: the first download's
+    subset: str | None = option(None, identity=False)  # of a Hugging Face dataset; None: its default one
+    split: str = option("train", identity=False)  # of a Hugging Face dataset
+    revision: str | None = option(None, identity=False)  # of a Hugging Face dataset: a commit pins it; None: main
     tokenizer: str = option("train")  # a tiktoken name, a file, or `train`
     tokenizer_vocab_size: int = option(4096, ge=257)  # tokens incl. the 256 bytes, when tokenizer is `train`
     tokenizer_pattern: str = option("gpt4", choices=("gpt2", "gpt4"))  # pre-tokenizer regex, when trained
@@ -268,9 +284,8 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     model = _check_model(config, capabilities)
     data, optimizer = config.data, config.optimizer
     _check_extension("objective", config.objective, ("next_token",))
-    _check_extension("data.source", data.source, ("stdlib", "text", "jsonl", "shards"))
-    if data.source in ("text", "jsonl", "shards") and not data.path:
-        raise ConfigError(f'config.data.path=None: the source "{data.source}" needs a file, a folder or a glob.')
+    _check_extension("data.source", data.source, tuple(SOURCES))
+    _check_source(data)
     if data.validation_fraction + data.test_fraction >= 1:
         raise ConfigError(
             f"config.data.validation_fraction={data.validation_fraction} and test_fraction={data.test_fraction} "
@@ -303,6 +318,19 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
         )
     return dataclasses.replace(config, model=model, parallel=parallel)
+
+
+def _check_source(data: DataConfig) -> None:
+    """Refuse a source without its path, and settings that it would ignore."""
+    if SOURCES.get(data.source) and not data.path:
+        raise ConfigError(f'config.data.path=None: the source "{data.source}" needs {SOURCES[data.source]}.')
+    only = {"sha256": "download", "subset": "huggingface", "split": "huggingface", "revision": "huggingface"}
+    for name, source in only.items():
+        value = getattr(data, name)
+        if data.source != source and data.source in SOURCES and value != getattr(DataConfig, name):
+            raise ConfigError(f"config.data.{name}={value!r} is for the source {source!r}, not for {data.source!r}.")
+    if data.source == "shards" and data.max_documents is not None:
+        raise ConfigError(f'config.data.max_documents={data.max_documents}: not for the source "shards".')
 
 
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:

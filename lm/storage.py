@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from lm.errors import LmError, UsageError
 
@@ -86,31 +86,39 @@ def make_folder(path: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
+def locked(path: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a local folder for this process within the block, or until it dies.
 
     Object stores and some network file systems have no locks: there nothing is held.
 
+    Args:
+      path: the folder.
+      waiting: called before waiting for a process that holds it; None: do not wait.
+
     Raises:
-      UsageError: another process holds it.
+      UsageError: another process holds it, and `waiting` is None.
     """
     if is_remote(path):
         yield
         return
     descriptor = os.open(path, os.O_RDONLY)  # the folder itself: no file is left behind
     try:
-        _lock(descriptor, path)
+        _lock(descriptor, path, waiting)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: str) -> None:
+def _lock(descriptor: int, path: str, waiting: Callable[[], None] | None) -> None:
     import fcntl
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        if waiting:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return
         raise UsageError(f'another process uses "{path}". Wait for it, or choose another --workdir.') from error
     except OSError:  # some network file systems have no locks
         return

@@ -25,3 +25,16 @@ def real_data():
     if "LM_REAL_DATA" not in os.environ:
         pytest.skip("needs $LM_REAL_DATA")
     return os.environ["LM_REAL_DATA"]
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A local HTTP server, reached without a proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    from tests.data.http import Site
+
+    server = Site()
+    yield server
+    server.shutdown()
+    server.server_close()

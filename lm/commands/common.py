@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
+from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError
 from lm.extensions import load_extension
 from lm.storage import cache_root, join
@@ -187,19 +188,22 @@ def progress_line(what: str) -> Callable[[int, int], None]:
     return show
 
 
-def data_progress(show: Callable[[str], None]) -> Callable[[str, int], None]:
-    """Return `progress(stage, done)` for `lm.data.prepare`, which shows a line per stage and every five seconds."""
+def data_progress(show: Callable[[str], None], doing: str = "preparing data: ") -> Progress:
+    """Return a `lm.data.document.Progress` that shows a line per stage and every five seconds."""
     stage_start = last = 0.0
-    current = ""
+    current, at_start = "", 0
 
-    def progress(stage: str, done: int) -> None:
-        nonlocal stage_start, last, current
+    def progress(stage: str, done: int, total: int | None = None, unit: str = "characters") -> None:
+        nonlocal stage_start, last, current, at_start
         now = time.monotonic()
         if stage != current:
-            current, stage_start, last = stage, now, now
-            show(f"preparing data: {stage}")
+            current, at_start, stage_start, last = stage, done, now, now
+            show(f"{doing}{stage}")
         elif now - last >= 5:
             last = now
-            show(f"preparing data: {stage}, {done:,} characters, {done / (now - stage_start) / 1e6:.1f} M a second")
+            rate = (done - at_start) / (now - stage_start)
+            of = f" of {total:,}" if total else ""
+            left = f", {(total - done) / max(rate, 1):.0f} s left" if total else ""
+            show(f"{doing}{stage}, {done:,}{of} {unit}, {rate / 1e6:.1f} M a second{left}")
 
     return progress

@@ -6,21 +6,19 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from lm import storage
 from lm.config import DataConfig
 from lm.data.dataset import FORMAT, MANIFEST, TOKENIZER, VERSION, manifest_hash
+from lm.data.document import Progress
 from lm.data.shards import ShardWriter, token_dtype
-from lm.data.sources import find_source, python_version
+from lm.data.sources import about, acquire, documents
 from lm.data.splits import SPLITS, split_documents
 from lm.errors import LmError, UsageError
 from lm.tokenizer import Tokenizer, encode_documents, load_tokenizer, save, train_bpe
 
 SHARD_TOKENS = 100_000_000
-
-# Called with (stage, characters done); a stage is "train tokenizer" or "tokenize".
-Progress = Callable[[str, int], None]
 
 
 def build(
@@ -51,8 +49,9 @@ def build_or_keep(
     """As `build`; but if another process has made the same folder meanwhile, that one stays."""
     if storage.is_remote(folder):
         raise UsageError(f'data is prepared in a local folder, not at "{folder}"; build it here and copy it there.')
+    acquire(config, progress)
     with _published(folder) as temporary:
-        manifest = _write(config, temporary, progress or (lambda stage, done: None), shard_tokens)
+        manifest = _write(config, temporary, progress or (lambda *_: None), shard_tokens)
         storage.write_atomic(os.path.join(temporary, MANIFEST), json.dumps(manifest, indent=1) + "\n")
 
 
@@ -66,8 +65,7 @@ def make_tokenizer(config: DataConfig, progress: Progress | None = None) -> Toke
 
 
 def _texts(config: DataConfig) -> Iterator[tuple[str, str]]:
-    source = find_source(config.source)
-    for split, document in split_documents(lambda: source(config), config.validation_fraction, config.test_fraction):
+    for split, document in split_documents(lambda: documents(config), config.validation_fraction, config.test_fraction):
         yield split, document.text
 
 
@@ -102,14 +100,12 @@ def _write(config: DataConfig, folder: str, progress: Progress, shard_tokens: in
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "source": {"name": config.source, "path": config.path},
+        "source": about(config),
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
         "validation_fraction": config.validation_fraction,
         "test_fraction": config.test_fraction,
         "splits": splits,
     }
-    if config.source == "stdlib":
-        manifest["source"]["python"] = python_version()
     return {**manifest, "hash": manifest_hash(manifest)}
 
 

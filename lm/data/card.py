@@ -40,12 +40,17 @@ def card(dataset: Dataset) -> dict[str, Any]:
 
 def card_text(content: dict[str, Any]) -> str:
     """Return a card for people to read."""
-    source = ", ".join(f"{name} {value}" for name, value in content["source"].items() if value)
+    files = content["source"].get("files", ())
+    source = ", ".join(f"{name} {value}" for name, value in content["source"].items() if value and name != "files")
     tokenizer = content["tokenizer"]
     lines = [
         f"folder     {content['folder']}",
         f"hash       {content['hash']}{' (shards verified)' if content['verified'] else ''}",
         f"source     {source.removeprefix('name ')}",
+        *(
+            f"           {file['url']}, {file['bytes']:,} bytes, sha256 {file['sha256']} ({file['checksum']})"
+            for file in files
+        ),
         f"tokenizer  {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, sha256 {tokenizer['sha256'][:16]}…",
         "",
         f"{'split':<12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}{'shards':>8}",

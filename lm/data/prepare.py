@@ -8,10 +8,12 @@ import time
 
 from lm import storage
 from lm.config import DataConfig
-from lm.data.build import Progress, build_or_keep
+from lm.data.build import build_or_keep
 from lm.data.dataset import MANIFEST, VERSION, open_data
-from lm.data.sources import INPUT_FILES, find_source, python_version
-from lm.errors import LmError, UsageError
+from lm.data.document import Progress
+from lm.data.sources import inputs
+from lm.data.sources.files import python_version
+from lm.errors import UsageError
 from lm.tokenizer.files import tokenizer_identity
 
 _STALE_SECONDS = 24 * 3600
@@ -35,27 +37,28 @@ def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Prog
             raise UsageError('config.data.path=None: the source "shards" needs a folder made by lm data build.')
         return open_data(config.path).folder
     parent = storage.join(storage.cache_root(cache_root or config.cache), "data")
-    folder = os.path.join(parent, cache_key(config)[:24])
+    folder = os.path.join(parent, cache_key(config, progress)[:24])
     if not os.path.exists(os.path.join(folder, MANIFEST)):
         _remove_stale(parent)
         build_or_keep(config, folder, progress=progress)
     return folder
 
 
-def cache_key(config: DataConfig) -> str:
-    """Return a sha256 that changes with anything that changes the prepared data.
+def cache_key(config: DataConfig, progress: Progress | None = None) -> str:
+    """Return a sha256 that changes with anything that changes the prepared data (`inputs` says of sources what).
 
-    A built-in source's files enter by path, size and modification time; an own source's documents by
-    their text, which reads them all.
+    A download whose sha256 is not known yet is downloaded, and a dataset's branch resolved to its commit.
     """
     key = {
         "version": VERSION,
         "source": config.source,
         "fractions": [config.validation_fraction, config.test_fraction],
-        "inputs": _inputs(config),
+        "inputs": inputs(config, progress),
     }
-    if config.source == "jsonl":
+    if config.source in ("jsonl", "parquet", "download", "huggingface"):
         key["text_key"] = config.text_key
+    if config.max_documents is not None:
+        key["max_documents"] = config.max_documents
     if config.source == "stdlib":
         key["python"] = python_version()
     if config.tokenizer == "train":
@@ -63,23 +66,6 @@ def cache_key(config: DataConfig) -> str:
     else:
         key["tokenizer"] = tokenizer_identity(config.tokenizer)
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def _inputs(config: DataConfig):
-    if config.source in INPUT_FILES:
-        return [_stat(path) for path in INPUT_FILES[config.source](config)]
-    digest = hashlib.sha256()
-    for document in find_source(config.source)(config):
-        digest.update(hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest())
-    return digest.hexdigest()
-
-
-def _stat(path: str) -> list:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
-    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
 def _remove_stale(parent: str) -> None:

@@ -42,7 +42,9 @@ def test_every_verbs_help_has_an_example(lm, verb):
     assert "example" in done.out and f"lm {verb} " in done.out.split("example")[1]
 
 
-@pytest.mark.parametrize("action", [("data", "build"), ("data", "card"), ("tokenizer", "train"), ("tokenizer", "info")])
+@pytest.mark.parametrize(
+    "action", [("data", "build"), ("data", "card"), ("data", "download"), ("tokenizer", "train"), ("tokenizer", "info")]
+)
 def test_every_actions_help_has_an_example(lm, action):
     done = lm(*action, "--help")
     assert done.code == 0 and f"lm {' '.join(action)} " in done.out.split("example")[1]

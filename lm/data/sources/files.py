@@ -1,11 +1,5 @@
-"""Sources: where documents come from.
+"""Sources that read files of this machine: Python's own source, text and JSON lines."""
 
-A source is a callable `source(config: DataConfig) -> Iterator[Document]`. It yields the same documents
-in the same order each time that it is called. `config.data.source` names a built-in one, or an own one
-as "package.module:Name".
-"""
-
-import dataclasses
 import glob
 import gzip
 import json
@@ -13,22 +7,11 @@ import os
 import sys
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from lm.config import DataConfig
-from lm.errors import ConfigError, DamagedFileError, LmError, UsageError, did_you_mean
-from lm.extensions import load_extension
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One document."""
-
-    text: str
-    id: str  # where it comes from: a relative path, or "file:line"
-
-
-Source = Callable[[DataConfig], Iterator[Document]]
+from lm.data.document import Document
+from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
 
 
 def stdlib(config: DataConfig) -> Iterator[Document]:
@@ -59,7 +42,7 @@ def text(config: DataConfig) -> Iterator[Document]:
             raise DamagedFileError(f'"{path}" is not UTF-8 text: {error}. Convert it or leave it out.') from error
         except OSError as error:
             raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
-        yield Document(content, _relative(path, config))
+        yield Document(content, relative_name(path, config))
 
 
 def jsonl(config: DataConfig) -> Iterator[Document]:
@@ -77,7 +60,8 @@ def jsonl(config: DataConfig) -> Iterator[Document]:
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         yield Document(
-                            _text_of_line(path, number, line, config.text_key), f"{_relative(path, config)}:{number}"
+                            _text_of_line(path, number, line, config.text_key),
+                            f"{relative_name(path, config)}:{number}",
                         )
         except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DamagedFileError(f'"{path}" is damaged after line {number}: {error}.') from error
@@ -96,25 +80,6 @@ def _text_of_line(path: str, number: int, line: str, key: str) -> str:
     return record[key]
 
 
-BUILTIN: dict[str, Source] = {"stdlib": stdlib, "text": text, "jsonl": jsonl}
-
-
-def find_source(name: str) -> Source:
-    """Return a built-in source, or the object at "package.module:Name".
-
-    Raises:
-      ConfigError: there is no such source.
-    """
-    if name in BUILTIN:
-        return BUILTIN[name]
-    if ":" not in name:
-        raise ConfigError(
-            f'config.data.source={name!r}: expected one of {", ".join(BUILTIN)}, or "package.module:Name".'
-            f"{did_you_mean(name, BUILTIN)}"
-        )
-    return load_extension("data.source", name)
-
-
 def stdlib_files(config: DataConfig) -> list[str]:
     """Return the paths that `stdlib` reads, sorted."""
     del config
@@ -124,20 +89,12 @@ def stdlib_files(config: DataConfig) -> list[str]:
 
 def text_files(config: DataConfig) -> list[str]:
     """Return the paths that `text` reads: a file, a folder's files (recursive), or a glob's; sorted."""
-    return _config_files(config)
+    return config_files(config)
 
 
 def jsonl_files(config: DataConfig) -> list[str]:
     """Return the paths that `jsonl` reads, sorted; of a folder only `.jsonl` and `.jsonl.gz`."""
-    return _config_files(config, (".jsonl", ".jsonl.gz"))
-
-
-# What a built-in source reads, for the cache key: paths are listed, not opened.
-INPUT_FILES: dict[str, Callable[[DataConfig], list[str]]] = {
-    "stdlib": stdlib_files,
-    "text": text_files,
-    "jsonl": jsonl_files,
-}
+    return config_files(config, (".jsonl", ".jsonl.gz"))
 
 
 def python_version() -> str:
@@ -174,13 +131,30 @@ def find_files(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     return files
 
 
-def _config_files(config: DataConfig, suffixes: tuple[str, ...] = ()) -> list[str]:
+def config_files(config: DataConfig, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """Return `find_files` of `config.path`."""
     if not config.path:
         raise ConfigError("config.data.path=None: expected a file, a folder or a glob.")
     return find_files(config.path, suffixes)
 
 
-def _relative(path: str, config: DataConfig) -> str:
+def relative_name(path: str, config: DataConfig) -> str:
     """Return a file's path below the folder that was asked for, else its name."""
     root = os.path.expanduser(config.path)
     return os.path.relpath(path, root) if os.path.isdir(root) else os.path.basename(path)
+
+
+def stat_files(paths: list[str]) -> list[list]:
+    """Return path, size and modification time of each file.
+
+    Raises:
+      LmError: one cannot be read.
+    """
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+        found.append([os.path.abspath(path), status.st_size, status.st_mtime_ns])
+    return found

@@ -1,0 +1,69 @@
+"""The source `parquet`: a document per row."""
+
+from collections.abc import Iterator
+
+from lm.config import DataConfig
+from lm.data.document import Document
+from lm.data.sources.files import config_files, relative_name
+from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
+
+
+def parquet_files(config: DataConfig) -> list[str]:
+    """Return the paths that `parquet` reads, sorted; of a folder only `.parquet`."""
+    return config_files(config, (".parquet",))
+
+
+def parquet(config: DataConfig) -> Iterator[Document]:
+    """Parquet files, a document per row, its text in the column `config.text_key`; no other column is read.
+
+    Raises:
+      UsageError: nothing is at `config.path`, or pyarrow is not installed.
+      ConfigError: a file has no such column, or it does not hold text.
+      DamagedFileError: a file cannot be read, or a row has no text; names file and row.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UsageError(
+            f'reading parquet needs pyarrow ({error}). Install it with: pip install "lm[data]".'
+        ) from error
+
+    for path in parquet_files(config):
+        name, row = relative_name(path, config), 0
+        try:
+            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+                _check_column(path, file.schema_arrow, config.text_key)
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[config.text_key]):
+                    for text in batch.column(0).to_pylist():
+                        row += 1
+                        if text is None:
+                            raise DamagedFileError(
+                                f'{path}: row {row} has no text under "{config.text_key}" (it is null). '
+                                "Filter such rows out, or set config.data.text_key."
+                            )
+                        yield Document(text, f"{name}:{row}")
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise _damaged(path, row, error) from error
+        except OSError as error:
+            if error.errno is None:  # pyarrow's own, for damaged content
+                raise _damaged(path, row, error) from error
+            raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+
+
+def _check_column(path: str, schema, key: str) -> None:
+    import pyarrow.types as kinds
+
+    if key not in schema.names:
+        raise ConfigError(f'config.data.text_key={key!r}: "{path}" has the columns {", ".join(schema.names)}.')
+    kind = schema.field(key).type
+    plain = kind.value_type if kinds.is_dictionary(kind) else kind
+    if not (kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)):
+        raise ConfigError(f'config.data.text_key={key!r}: that column of "{path}" holds {kind}, expected string.')
+
+
+def _damaged(path: str, row: int, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f'"{path}" is damaged after row {row}: {" ".join(str(error).split())}')

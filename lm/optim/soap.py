@@ -12,6 +12,7 @@ from lm.optim.state import flatten, unflatten
 from lm.tree import map_with_path
 
 _EINSUM = {"precision": jax.lax.Precision.HIGHEST}  # bases that are not orthogonal would shrink the update
+_FLOOR = 1e-5  # of a preconditioner's trace: eigenvalues below it are rounding errors, and so are their vectors
 
 
 class SoapState(NamedTuple):
@@ -34,6 +35,10 @@ def scale_by_soap(b1, b2, epsilon: float, every: int, max_size: int) -> optax.Gr
     (the paper's algorithm 4), with the second moment's entries following their eigenvectors.
     The first step only starts the bases and moves nothing, as in the authors' code: in the
     eigenbasis of the very gradient that it rotates, Adam would amplify rounding errors.
+
+    Unlike the authors' code, directions whose eigenvalue is below 1e-5 of the trace are not left to
+    rounding errors, which differ from mesh to mesh: they start as a fixed complement of the other
+    directions, and a refresh keeps them where they are until gradients reach them.
 
     Args:
       b1, b2: Adam's; b2 is also the preconditioners'.
@@ -116,7 +121,15 @@ def _keep(v_Mio, left, right, left_basis, right_basis):
 
 def _start(v_Mio, left, right, left_basis, right_basis):
     del left_basis, right_basis
-    basis = lambda square: None if square is None else jnp.linalg.eigh(square)[1][..., ::-1]  # noqa: E731
+
+    def basis(square):
+        if square is None:
+            return None
+        values, vectors = jnp.linalg.eigh(square)
+        known = values > _FLOOR * jnp.sum(values, -1, keepdims=True)
+        # Columns of zeros: Householder's QR completes the others to a basis without looking at rounding errors.
+        return jnp.linalg.qr((vectors * known[:, None, :])[..., ::-1])[0]
+
     return v_Mio, basis(left), basis(right)
 
 
@@ -124,7 +137,8 @@ def _refresh(v_Mio, left, right, left_basis, right_basis):
     def basis(square, old, v_Mio, axis):
         if square is None:
             return v_Mio, None
-        moved = jnp.einsum("Mij,Mjk->Mik", square, old, **_EINSUM)
+        floor = _FLOOR * jnp.trace(square, axis1=1, axis2=2).reshape((-1, 1, 1))
+        moved = jnp.einsum("Mij,Mjk->Mik", square, old, **_EINSUM) + floor * old
         order = jnp.argsort(-jnp.einsum("Mik,Mik->Mk", old, moved, **_EINSUM), axis=-1)  # by estimated eigenvalue
         moved = jnp.take_along_axis(moved, order[:, None, :], axis=2)
         v_Mio = jnp.take_along_axis(v_Mio, order[:, :, None] if axis == 1 else order[:, None, :], axis=axis)

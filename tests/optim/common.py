@@ -61,7 +61,7 @@ def trajectory(config: Config, steps: int) -> tuple[list[dict], list[dict], obje
         return jax.tree.map(jnp.add, params, updates), state, updates, at
 
     params = parameters()
-    state = build_optimizer(config, hyperparameters(config.optimizer, 0)).init(params)
+    state = jax.jit(build_optimizer(config, hyperparameters(config.optimizer, 0)).init)(params)
     all_updates, all_points = [], []
     for number in range(steps):
         hparams = {name: jnp.float32(value) for name, value in hyperparameters(config.optimizer, number).items()}

@@ -125,7 +125,7 @@ def test_mup_scales_the_direction_and_leaves_decay_alone():
         np.testing.assert_allclose(found[path], expected, rtol=1e-5, atol=1e-9, err_msg=path)
 
 
-@pytest.mark.parametrize("rule", rules("muon", but=("schedule_free",)))
+@pytest.mark.parametrize("rule", rules("adamw", but=("schedule_free",)))
 def test_bf16_moments_stay_bf16_and_change_little(rule):
     """`trajectory` checks that three steps with traced betas compile once: a promoted moment would not."""
     config = small_config(**RULES[rule])

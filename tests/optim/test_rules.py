@@ -251,13 +251,13 @@ def test_what_is_not_a_kernel_inside_the_blocks_gets_adam(name):
     assert_directions(config, run_optax(optax.scale_by_adam(0.9, 0.95, 1e-8), others))
 
 
-@pytest.mark.slow
 def test_a_transform_named_in_the_config_sees_one_layer_at_a_time():
     config = small_config(name="optax:clip_by_block_rms", options="(('threshold', 0.05),)", **DIRECTION)
     reference = optax.clip_by_block_rms(0.05)
     assert_directions(config, run_optax(reference))
 
 
+@pytest.mark.slow
 def test_a_transform_with_counters_and_moments_is_optaxs_of_each_layer():
     config = small_config(name="optax:scale_by_radam", options="(('b2', 0.8), ('threshold', 2.0))", **DIRECTION)
     reference = optax.scale_by_radam(b2=0.8, threshold=2.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from lm.checkpoint.store import Checkpoints
 from lm.config import apply_overrides, default, resolve
 from lm.errors import ConfigError
 from lm.optim import build_optimizer, hyperparameters, state_letters
@@ -248,6 +249,25 @@ def test_evaluation_sees_the_average_and_training_the_point_between():
     losses = run_steps(built, 8, config)
     assert losses[-1] < losses[0] - 0.3
     assert built.step._cache_size() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [*RULES, "soap_unrotated"])
+def test_every_state_survives_a_checkpoint_on_another_mesh(rule, tmp_path):
+    config = small_config(**RULES.get(rule, {"name": "soap", "soap_max_size": "1"}))
+    _, _, state = trajectory(with_moments(config, "float32"), 2)
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    checkpoints.save(2, {"params": parameters(), "opt_state": state}, data={}, meta={"step": 2})
+    checkpoints.close()
+    target = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        state,
+        optimizer_shardings(mesh_of_four(), state),
+    )
+    restored = checkpoints.restore({"opt_state": target}).items["opt_state"]
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for path, leaf in flatten(restored).items():
+        np.testing.assert_array_equal(leaf, flatten(state)[path], err_msg=path)
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
-    name: str = option("adamw", choices=("adamw", "muon"))  # muon: matrices by Muon, the rest by AdamW
+    name: str = option("adamw")  # one of OPTIMIZERS, or "package.module:Name" of an optax transform
+    options: tuple[tuple[str, float], ...] = option(())  # (argument, value) for an optimizer of one's own
     learning_rate: float = option(1e-3, gt=0)  # peak
     num_steps: int = option(400, ge=1)  # optimizer steps
     warmup_steps: int = option(20, ge=0)  # linear from 0
@@ -132,23 +133,35 @@ class OptimizerConfig:
     final_learning_rate: float = option(0.0, ge=0, le=1)  # where the schedule ends, as a fraction of the peak
     decay_fraction: float = option(0.2, gt=0, le=1)  # of num_steps that wsd spends decaying
     weight_decay: float = option(0.1, ge=0)  # decoupled; kernels and embeddings, not norms and biases
-    b1: float = option(0.9, ge=0, lt=1)  # AdamW first moment
-    b2: float = option(0.95, ge=0, lt=1)  # AdamW second moment
-    epsilon: float = option(1e-8, gt=0)  # AdamW
+    weight_decay_multipliers: tuple[tuple[str, float], ...] = option((), ge=0)  # (path regex, factor), first match wins
+    b1: float = option(0.9, ge=0, lt=1)  # first moment; Lion's interpolation; schedule_free's between z and x
+    b2: float = option(0.95, ge=0, lt=1)  # second moment; Lion's momentum; SOAP's preconditioners too
+    epsilon: float = option(1e-8, gt=0)  # added to the root of the second moment
     muon_momentum: float = option(0.95, ge=0, lt=1)  # Muon, Nesterov
     muon_iterations: int = option(5, ge=1)  # Newton-Schulz iterations
+    muon_scale: str = option("adam_rms", choices=("adam_rms", "spectral", "max_ratio"))  # of updates; lm/optim/muon.py
+    muon_split_heads: bool = option(False)  # orthogonalize each attention head's matrix alone
+    muon_normalize: bool = option(False)  # NorMuon: divide by each output neuron's root mean square
+    muon_b2: float = option(0.95, ge=0, lt=1)  # NorMuon second moment
+    adafactor_decay: float = option(0.8, gt=0, le=1)  # second moment's b2 at step t is 1 - t^-adafactor_decay
+    adafactor_clip: float = option(1.0, gt=0)  # root mean square of an update, per layer, at most
+    adafactor_momentum: bool = option(False)  # keep a first moment (b1) too
+    soap_every: int = option(10, ge=1)  # steps between refreshes of SOAP's eigenbases
+    soap_max_size: int = option(10000, ge=1)  # SOAP: a larger side of a matrix is not rotated
     adam_learning_rate: float | None = option(None, gt=0)  # of AdamW's part in muon; None: learning_rate
     lr_multipliers: tuple[tuple[str, float], ...] = option((), ge=0)  # (path regex, factor), first match wins
-    clip_norm: float | None = option(1.0, gt=0)  # global gradient norm; None: no clipping
+    clip: str = option("global", choices=("global", "block"))  # one norm over all gradients, or one per block
+    clip_norm: float | None = option(1.0, gt=0)  # largest gradient norm; None: no clipping
     accumulation_steps: int = option(1, ge=1)  # micro-batches per optimizer step
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    """Number types. The optimizer works and keeps its state in f32."""
+    """Number types. The optimizer works in f32."""
 
     parameters: str = option("float32", choices=("float32", "bfloat16"))  # master weights
     compute: str = option("float32", choices=("float32", "bfloat16"))  # activations and matmul inputs
+    moments: str = option("float32", choices=("float32", "bfloat16"))  # first moments; other optimizer state is f32
     output: str = option("float32", choices=("float32", "bfloat16"))  # logits handed out by generate
 
 
@@ -295,11 +308,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
         raise ConfigError(
             f"config.optimizer.warmup_steps={optimizer.warmup_steps}: expected fewer than num_steps={optimizer.num_steps}."
         )
-    for pattern, _ in optimizer.lr_multipliers:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise bad_value("optimizer.lr_multipliers", pattern, f"a regular expression ({error})") from error
+    _check_optimizer(optimizer, config.precision)
     profile = config.log.profile
     if profile and not (len(profile) == 2 and profile[0] <= profile[1]):
         raise bad_value("log.profile", profile, "() or (first step, last step)")
@@ -331,6 +340,40 @@ def _check_source(data: DataConfig) -> None:
             raise ConfigError(f"config.data.{name}={value!r} is for the source {source!r}, not for {data.source!r}.")
     if data.source == "shards" and data.max_documents is not None:
         raise ConfigError(f'config.data.max_documents={data.max_documents}: not for the source "shards".')
+
+
+OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "soap", "schedule_free")  # what config.optimizer.name knows
+
+
+def _check_optimizer(optimizer: OptimizerConfig, precision: PrecisionConfig) -> None:
+    _check_extension("optimizer.name", optimizer.name, OPTIMIZERS)
+    names = [name for name, _ in optimizer.options]
+    if names and optimizer.name in OPTIMIZERS:
+        raise ConfigError(
+            f'config.optimizer.options={optimizer.options!r}: only an optimizer named "package.module:Name" takes '
+            f"options; {optimizer.name} has fields of its own."
+        )
+    if len(set(names)) < len(names):
+        raise bad_value("optimizer.options", optimizer.options, "each argument once")
+    for field in ("lr_multipliers", "weight_decay_multipliers"):
+        for pattern, _ in getattr(optimizer, field):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise bad_value(f"optimizer.{field}", pattern, f"a regular expression ({error})") from error
+    if optimizer.name == "schedule_free" and precision.parameters != "float32":
+        raise ConfigError(
+            f"config.precision.parameters={precision.parameters!r}: schedule_free's parameters are an average whose "
+            "increments shrink as 1/t and would be rounded away; use float32."
+        )
+    momentumless = optimizer.name == "schedule_free" or (
+        optimizer.name == "adafactor" and not optimizer.adafactor_momentum
+    )
+    if precision.moments != "float32" and momentumless:
+        hint = "set adafactor_momentum or " if optimizer.name == "adafactor" else ""
+        raise ConfigError(
+            f"config.precision.moments={precision.moments!r}: {optimizer.name} keeps no first moment; {hint}use float32."
+        )
 
 
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:

@@ -93,7 +93,12 @@ def resolve_here(config_dict) -> Config:
 
     jax = setup_jax((config_dict.get("data") or {}).get("cache"))
     config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
-    for field, name in (("objective", config.objective), ("model.block", config.model.block)):
+    extensible = {
+        "objective": config.objective,
+        "model.block": config.model.block,
+        "optimizer.name": config.optimizer.name,
+    }
+    for field, name in extensible.items():
         if ":" in name:
             load_extension(field, name)  # refused now, not after the data is prepared
     return config

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument("--config", metavar="FILE", help="look at a config file instead")
     parser.add_argument("--preset", metavar="NAME", help="look at a shape of lm/presets.py; all: list them")
-    parser.add_argument("--devices", type=int, default=8, metavar="N", help="that share the state under ZeRO (default 8)")
+    parser.add_argument(
+        "--devices", type=int, default=8, metavar="N", help="that share the state under ZeRO (default 8)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.epilog = (
         "examples:\n  lm inspect runs/tiny\n"

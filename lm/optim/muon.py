@@ -4,14 +4,15 @@ What a matrix is comes from the dimension letters: `LDNH` is L matrices of D x (
 would take the stacked norms for matrices and the split heads for tensors.
 """
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm.axes import letters, matrix_axes
+from lm.axes import letters
+from lm.optim.matrices import from_matrices, kernel_axes, sides, to_matrices
+from lm.optim.state import flatten, unflatten
 from lm.tree import map_with_path
 
 # Polar Express (Amsel et al. 2025): step i maps singular values x -> a x + b x^3 + c x^5, the best
@@ -30,9 +31,10 @@ _SAFETY = 1.01  # keeps rounding errors inside the interval of convergence
 
 
 class MuonState(NamedTuple):
-    """Momentum, one array per matrix."""
+    """Momentum, one array per kernel, and NorMuon's statistics."""
 
     momentum: optax.Updates
+    neurons: Any  # mean square over a matrix's inputs, one number per output; or nothing
 
 
 def coefficients(iterations: int) -> list[tuple[float, float, float]]:
@@ -61,34 +63,76 @@ def orthogonalize(g_Lio: jax.Array, iterations: int) -> jax.Array:
     return jnp.swapaxes(x, 1, 2) if tall else x
 
 
-def scale_by_muon(momentum: jax.Array | float, iterations: int) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalized, scaled by 0.2 sqrt(max(in, out)) per matrix.
+def scale_factor(scale: str, fan_in: int, fan_out: int) -> float:
+    """Return what an orthogonal matrix `[in, out]` is multiplied by.
 
-    The scale gives updates the root mean square of AdamW's, so that one learning rate serves
-    both (Liu et al. 2025, "Muon is scalable for LLM training").
+    - `adam_rms`: 0.2 sqrt(max(in, out)), the root mean square of AdamW's updates, so that one
+      learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training").
+    - `spectral`: sqrt(out / in), so that an update changes the root mean square of a layer's
+      output by the same amount at any width (Yang, Simon and Bernstein 2023; Bernstein 2025). muP's form.
+    - `max_ratio`: sqrt(max(1, out / in)) (Jordan et al. 2024).
+    """
+    return {
+        "adam_rms": 0.2 * max(fan_in, fan_out) ** 0.5,
+        "spectral": (fan_out / fan_in) ** 0.5,
+        "max_ratio": max(1.0, fan_out / fan_in) ** 0.5,
+    }[scale]
+
+
+def scale_by_muon(
+    momentum: jax.Array | float,
+    iterations: int,
+    *,
+    scale: str = "adam_rms",
+    split_heads: bool = False,
+    neuron_b2: jax.Array | float | None = None,
+) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalized and scaled per matrix; for kernels only.
 
     Args:
       momentum: of the running average of gradients.
       iterations: Newton-Schulz steps.
+      scale: see `scale_factor`.
+      split_heads: orthogonalize each head's `D x H` and `H x D` instead of all heads as one matrix.
+      neuron_b2: NorMuon (Li et al. 2025): divide by the root of a running mean square of each output
+        neuron, then restore the matrix's Frobenius norm; None: plain Muon.
 
     Raises:
       KeyError: a parameter that is not in `lm.axes.PARAMETERS`.
     """
 
+    def axes_of(path: str):
+        return kernel_axes(letters(path), split_heads=split_heads)
+
     def init(params):
-        return MuonState(jax.tree.map(jnp.zeros_like, params))
+        neurons = {}
+        if neuron_b2 is not None:
+            for path, p in flatten(params).items():
+                neurons[path] = jnp.zeros_like(jnp.mean(p, axes_of(path).inputs, keepdims=True))
+        return MuonState(jax.tree.map(jnp.zeros_like, params), unflatten(neurons))
 
     def update(grads, state, params=None):
         del params
         average = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads)
+        neurons = flatten(state.neurons)
 
         def one(path, m, g):
-            split = matrix_axes(letters(path))
-            fan_in, fan_out = (math.prod(g.shape[axis] for axis in axes) for axes in split)
+            axes = axes_of(path)
             nesterov = (momentum * m + (1 - momentum) * g).astype(jnp.float32)
-            flat = orthogonalize(nesterov.reshape((-1, fan_in, fan_out)), iterations)
-            return (0.2 * max(fan_in, fan_out) ** 0.5 * flat).reshape(g.shape).astype(g.dtype)
+            u = from_matrices(orthogonalize(to_matrices(nesterov, axes), iterations), g.shape, axes)
+            if neuron_b2 is not None:
+                before = _norm(u, axes)
+                mean = jnp.mean(u * u, axes.inputs, keepdims=True)
+                neurons[path] = neuron_b2 * neurons[path] + (1 - neuron_b2) * mean
+                u = u / (jnp.sqrt(neurons[path]) + 1e-10)
+                u = u * before / (_norm(u, axes) + 1e-10)
+            return (scale_factor(scale, *sides(g.shape, axes)) * u).astype(g.dtype)
 
-        return map_with_path(one, average, grads), MuonState(average)
+        return map_with_path(one, average, grads), MuonState(average, unflatten(neurons))
 
     return optax.GradientTransformation(init, update)
+
+
+def _norm(x: jax.Array, axes) -> jax.Array:
+    """Frobenius norm of each matrix."""
+    return jnp.sqrt(jnp.sum(x * x, axes.inputs + axes.outputs, keepdims=True))

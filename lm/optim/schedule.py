@@ -42,5 +42,8 @@ def hyperparameters(config: OptimizerConfig, step: int) -> dict[str, float]:
         "b1": config.b1,
         "b2": config.b2,
         "muon_momentum": config.muon_momentum,
+        "muon_b2": config.muon_b2,
+        "adafactor_decay": config.adafactor_decay,
+        "adafactor_clip": config.adafactor_clip,
         "clip_norm": math.inf if config.clip_norm is None else config.clip_norm,
     }

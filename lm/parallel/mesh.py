@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.axes import ACTIVATION_AXES, MESH_AXES, OPTIMIZER_AXES, PARAMETER_AXES, PARAMETERS, partition
 from lm.config import ParallelConfig
+from lm.optim import state_letters
 from lm.tree import map_with_path
 
 
@@ -34,18 +35,17 @@ def parameter_shardings(mesh: Mesh, params: Any) -> Any:
 
 
 def optimizer_shardings(mesh: Mesh, opt_state: Any) -> Any:
-    """Return the sharding of each optimizer leaf: those that mirror a parameter follow its letters.
+    """Return the sharding of each optimizer leaf by the optimizer table; counters are replicated.
 
-    A leaf mirrors the parameter whose path ends its own (`…/mu/layers/mlp/up/kernel`); counters are replicated.
+    A leaf's letters come from its path (`lm.optim.state_letters`); where its rank is not theirs it is
+    replicated too (what an optimizer of one's own keeps).
     """
 
     def one(path: str, leaf) -> NamedSharding:
-        parts = path.split("/")
-        for start in range(len(parts)):
-            dims = PARAMETERS.get("/".join(parts[start:]))
-            if dims is not None and len(dims) == leaf.ndim:
-                return named_sharding(mesh, dims, leaf.shape, OPTIMIZER_AXES)
-        return replicated(mesh)
+        dims = state_letters(path)
+        if dims is None or len(dims) != leaf.ndim:
+            return replicated(mesh)
+        return named_sharding(mesh, dims, leaf.shape, OPTIMIZER_AXES)
 
     return map_with_path(one, opt_state)
 

@@ -67,12 +67,14 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
     def make_state() -> TrainState:
         params = model.init(jax.random.key(config.seed))
-        optimizer = build_optimizer(config.optimizer, hyperparameters(config.optimizer, 0))
+        optimizer = build_optimizer(config, hyperparameters(config.optimizer, 0))
         return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), {})
 
     def train_step(state: TrainState, batch, hparams):
         tokens = jnp.sum(batch["weights_BT"])
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        optimizer = build_optimizer(config, hparams)
+        training_params = optimizer.training_params(state.params, state.opt_state)
 
         def loss_fn(params, micro_batch, dropout_key):
             return objective(
@@ -86,7 +88,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
         def gradients(number, micro_batch):
             key = jax.random.fold_in(step_key, number)
-            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, micro_batch, key)
+            grads, sums = jax.grad(loss_fn, has_aux=True)(training_params, micro_batch, key)
             return _f32(grads), sums
 
         def accumulate(total, xs):
@@ -95,7 +97,6 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         first = gradients(0, jax.tree.map(lambda a: a[0], batch))
         rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
         (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
-        optimizer = build_optimizer(config.optimizer, hparams)
         updates, opt_state = optimizer.update(grads, state.opt_state, _f32(state.params))
         params = optax.apply_updates(state.params, updates)
         others = {name: value for name, value in sums.items() if name not in ("nll", "tokens")}

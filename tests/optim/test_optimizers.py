@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm.config import BIASES, OptimizerConfig
+from lm.config import BIASES, Config, OptimizerConfig
 from lm.optim import build_optimizer, hyperparameters
 from lm.optim.muon import coefficients, orthogonalize
 from lm.tree import map_with_path
@@ -34,7 +34,7 @@ def parameters_and_gradients():
 
 def one_update(config, steps=1):
     params, grads = parameters_and_gradients()
-    optimizer = build_optimizer(config, hyperparameters(config, 10))
+    optimizer = build_optimizer(Config(optimizer=config), hyperparameters(config, 10))
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for number in range(steps):
         scaled = jax.tree.map(lambda g, number=number: g * (1 + number), grads)
@@ -129,11 +129,11 @@ def test_clipping_scales_all_gradients_by_one_factor():
 def test_a_second_learning_rate_compiles_nothing():
     config = OptimizerConfig(name="muon")
     params, grads = parameters_and_gradients()
-    state = build_optimizer(config, hyperparameters(config, 0)).init(params)
+    state = build_optimizer(Config(optimizer=config), hyperparameters(config, 0)).init(params)
 
     @jax.jit
     def update(state, hparams):
-        return build_optimizer(config, hparams).update(grads, state, params)[1]
+        return build_optimizer(Config(optimizer=config), hparams).update(grads, state, params)[1]
 
     for step in range(3):
         hparams = {name: jnp.float32(value) for name, value in hyperparameters(config, step).items()}

@@ -18,10 +18,12 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     attention: Callable  # of the signature of lm.kernels.attention.attention
     constrain: Callable
+    matmul: str = "default"
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache):
-        config, project = self.config, lambda name, spec: Linear(config, spec, self.param_dtype, name=name)(x_BTD)
+        config = self.config
+        project = lambda name, spec: Linear(config, spec, self.param_dtype, matmul=self.matmul, name=name)(x_BTD)  # noqa: E731
         q_BTNH = project("query", "BTD,DNH->BTNH")
         k_BTKH = project("key", "BTD,DKH->BTKH")
         v_BTKH = project("value", "BTD,DKH->BTKH")
@@ -54,7 +56,8 @@ class Attention(nn.Module):
             implementation=config.attention,
         )
         out_BTNH = checkpoint_name(out_BTNH, "attention_out")
-        out_BTD = Linear(config, "BTNH,NHD->BTD", self.param_dtype, residual=True, name="out")(out_BTNH)
+        out = Linear(config, "BTNH,NHD->BTD", self.param_dtype, residual=True, matmul=self.matmul, name="out")
+        out_BTD = out(out_BTNH)
         return out_BTD, None if cache is None else {"key_BSKH": k_BSKH, "value_BSKH": v_BSKH}
 
 
@@ -63,17 +66,19 @@ class FeedForward(nn.Module):
 
     config: ModelConfig
     param_dtype: jnp.dtype
+    matmul: str = "default"
 
     @nn.compact
     def __call__(self, x_BTD):
         config = self.config
-        up_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="up")(x_BTD)
+        up_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, matmul=self.matmul, name="up")(x_BTD)
         if config.activation in ("swiglu", "geglu"):
-            gate_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="gate")(x_BTD)
+            gate_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, matmul=self.matmul, name="gate")(x_BTD)
             hidden_BTF = (nn.silu if config.activation == "swiglu" else nn.gelu)(gate_BTF) * up_BTF
         else:
             hidden_BTF = nn.gelu(up_BTF) if config.activation == "gelu" else jnp.square(nn.relu(up_BTF))
-        return Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, name="down")(hidden_BTF)
+        down = Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, matmul=self.matmul, name="down")
+        return down(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -87,6 +92,7 @@ class Block(nn.Module):
     param_dtype: jnp.dtype
     attention: Callable
     constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
+    matmul: str = "default"  # PrecisionConfig.matmul, for `linear`; given to a block only where it is not the default
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache, deterministic):
@@ -94,7 +100,7 @@ class Block(nn.Module):
         config = self.config
         norm = lambda name: Norm(config.norm, config.norm_epsilon, config.bias, self.param_dtype, name=name)  # noqa: E731
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
-        attend = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
+        attend = Attention(config, self.param_dtype, self.attention, self.constrain, self.matmul, name="attention")
         out_BTD, cache = attend(
             norm("attention_norm")(x_BTD),
             tokens_BT=tokens_BT,
@@ -104,5 +110,5 @@ class Block(nn.Module):
             cache=cache,
         )
         x_BTD = self.constrain(x_BTD + drop(out_BTD), "BTD")
-        out_BTD = FeedForward(config, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BTD))
+        out_BTD = FeedForward(config, self.param_dtype, self.matmul, name="mlp")(norm("mlp_norm")(x_BTD))
         return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache

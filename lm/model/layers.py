@@ -33,6 +33,7 @@ class Linear(nn.Module):
     param_dtype: jnp.dtype
     residual: bool = False  # writes to the residual stream
     head: bool = False  # the output head: never a bias
+    matmul: str = "default"  # PrecisionConfig.matmul
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class Linear(nn.Module):
         _, letters = inputs.split(",")
         std = kernel_std(self.config, self.spec, size, residual=self.residual, head=self.head)
         kernel = self.param("kernel", normal(std), tuple(size[c] for c in letters), self.param_dtype)
-        out = linear(x, kernel, self.spec)
+        out = linear(x, kernel, self.spec, matmul=self.matmul)
         if self.config.bias and not self.head:
             shape = tuple(size[c] for c in output if c in letters)
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)

@@ -52,7 +52,8 @@ class Transformer:
     @property
     def _block(self):
         kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
-        return kind(self.config, self.param_dtype, self.attention, self.constrain)
+        options = {} if self.precision.matmul == "default" else {"matmul": self.precision.matmul}
+        return kind(self.config, self.param_dtype, self.attention, self.constrain, **options)
 
     def _embedding(self, rows: int) -> Embedding:
         config = self.config

@@ -17,7 +17,8 @@ def operands(spec: str) -> list[np.ndarray]:
     draw, letters = np.random.default_rng(0), (*inputs.split(","), out)
     shapes = [[SHAPES[c] for c in part] for part in letters]
     return [
-        (scale * draw.normal(size=shape)).astype(np.float32) for scale, shape in zip((3, 0.02, 1e-6), shapes, strict=True)
+        (scale * draw.normal(size=shape)).astype(np.float32)
+        for scale, shape in zip((3, 0.02, 1e-6), shapes, strict=True)
     ]
 
 
@@ -49,7 +50,11 @@ def test_value_and_gradients_are_those_of_the_rounded_tensors_and_near_the_exact
     left, right = inputs.split(",")
 
     def einsums(x, kernel, x_again, g, kernel_again, g_again):
-        forms = ((spec, x, kernel), (f"{out},{right}->{left}", g, kernel_again), (f"{left},{out}->{right}", x_again, g_again))
+        forms = (
+            (spec, x, kernel),
+            (f"{out},{right}->{left}", g, kernel_again),
+            (f"{left},{out}->{right}", x_again, g_again),
+        )
         return [np.einsum(*form) for form in forms]
 
     ours = jax.jit(lambda *a: value_and_gradients(lambda x, k: float8_einsum(x, k, spec), *a))(x, kernel, g)

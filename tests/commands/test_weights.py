@@ -27,13 +27,10 @@ def averaged(finished, tmp_path_factory) -> pathlib.Path:
     shutil.rmtree(workdir / "checkpoints")
     checkpoints = Checkpoints(str(workdir / "checkpoints"), keep=3)
     for step in (8, 16, 20):
-        wave = lambda p, step=step: step / 1000 * np.sin(np.arange(p.size, dtype=np.float32)).reshape(p.shape)
-        above, below = (
-            jax.tree.map(lambda p, w=wave: p + w(p), params),
-            jax.tree.map(lambda p, w=wave: p - w(p), params),
-        )
+        waves = jax.tree.map(lambda p: np.sin(np.arange(p.size, dtype=np.float32)).reshape(p.shape) / 1000, params)
+        above, below = (jax.tree.map(lambda p, w, k=k: p + k * w, params, waves) for k in (step, -step))
         items = {"params": above, "extra": {"ema": below, "loss_scale": {"scale": np.float32(2)}}}
-        checkpoints.save(step, jax.device_put(items), data={}, meta={"step": step})
+        checkpoints.save(step, items, data={}, meta={"step": step})
     checkpoints.close()
     return workdir
 
@@ -112,7 +109,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(averaged, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_validates_with_its_moving_average_and_eval_repeats_the_figure(train, lm, tmp_path):
-    assert train(tmp_path / "run", "--config.optimizer.ema_decay=0.9").code == 0
+    options = "--config.optimizer.ema_decay=0.9", "--config.optimizer.schedule=constant"
+    assert train(tmp_path / "run", *options).code == 0
     validated = records(tmp_path / "run", "eval")[-1]
     window = "--stride", 32, "--max-tokens", 512, "--json"
     again, plain = (

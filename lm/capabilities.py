@@ -33,10 +33,13 @@ PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
     "TPU v5": {"bfloat16": 459e12},
     "TPU v5p": {"bfloat16": 459e12},
     "TPU v6 lite": {"bfloat16": 918e12},
-    "NVIDIA A100": {"bfloat16": 312e12},
-    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12},
-    "NVIDIA H200": {"bfloat16": 989e12},
+    "NVIDIA A100": {"bfloat16": 312e12, "float16": 312e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float16": 989e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float16": 989e12},
 }
+
+# Device kinds, by how they begin, whose matmuls take float8 operands: Hopper, Blackwell, Ironwood.
+FLOAT8_MATMUL = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200", "NVIDIA B200", "NVIDIA GB200", "TPU7x")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Capabilities:
         """Return the chip's peak FLOP/s for a compute type, or None where it is not known."""
         matches = [kind for kind in PEAK_FLOPS if self.device_kind.startswith(kind)]
         return PEAK_FLOPS[max(matches, key=len)].get(dtype) if matches else None
+
+    @property
+    def has_float8(self) -> bool:
+        """Whether matmuls of float8 operands run in hardware."""
+        return self.device_kind.startswith(FLOAT8_MATMUL)
 
     def attention_for(self, name: str) -> str:
         """Return the implementation that `auto` (or a name) stands for on this platform."""

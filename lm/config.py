@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.capabilities import EXPERTS, Capabilities
+from lm.capabilities import EXPERTS, FLOAT8_MATMUL, Capabilities
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build, field_types, option, parse, unknown_field
 
@@ -153,6 +153,7 @@ class OptimizerConfig:
     clip: str = option("global", choices=("global", "block"))  # one norm over all gradients, or one per block
     clip_norm: float | None = option(1.0, gt=0)  # largest gradient norm; None: no clipping
     accumulation_steps: int = option(1, ge=1)  # micro-batches per optimizer step
+    ema_decay: float | None = option(None, gt=0, lt=1)  # of the parameters' moving average, used to evaluate; None: off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +161,13 @@ class PrecisionConfig:
     """Number types. The optimizer works in f32."""
 
     parameters: str = option("float32", choices=("float32", "bfloat16"))  # master weights
-    compute: str = option("float32", choices=("float32", "bfloat16"))  # activations and matmul inputs
+    compute: str = option("float32", choices=("float32", "bfloat16", "float16"))  # activations and matmul inputs
     moments: str = option("float32", choices=("float32", "bfloat16"))  # first moments; other optimizer state is f32
     output: str = option("float32", choices=("float32", "bfloat16"))  # logits handed out by generate
+    matmul: str = option("default", choices=("default", "float8"))  # float8: linear layers, where the hardware has it
+    stochastic_rounding: bool = option(False)  # of bfloat16 parameters after each update
+    loss_scale_init: float = option(2.0**15, ge=1, le=2.0**24)  # float16: what the loss is multiplied by at first
+    loss_scale_interval: int = option(2000, ge=1)  # float16: good steps in a row before the scale doubles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +215,7 @@ class Config:
     seed: int = option(0, ge=0, lt=2**32)  # initialization, data order, dropout
     init_from: str | None = option(None, identity=False)  # a checkpoint whose parameters training starts from
     objective: str = option("next_token")  # `next_token`, or "package.module:Name"
+    z_loss: float = option(0.0, ge=0)  # weight of log(Z)^2 of the output softmax, in training (PaLM)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -295,6 +301,7 @@ def _check_extension(path: str, value: str, builtin: Sequence[str]) -> None:
 def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Config:
     """Fill in derived fields and check what involves more than one field."""
     model = _check_model(config, capabilities)
+    _check_precision(config.precision, capabilities)
     data, optimizer = config.data, config.optimizer
     _check_extension("objective", config.objective, ("next_token",))
     _check_extension("data.source", data.source, tuple(SOURCES))
@@ -466,6 +473,19 @@ def _check_attention(config: Config, capabilities: Capabilities) -> str:
         if needed and not getattr(support, what):
             raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
     return name
+
+
+def _check_precision(precision: PrecisionConfig, capabilities: Capabilities) -> None:
+    if precision.stochastic_rounding and precision.parameters != "bfloat16":
+        raise ConfigError(
+            f"config.precision.stochastic_rounding=True rounds bfloat16 parameters, but precision.parameters="
+            f"{precision.parameters!r}; set it to bfloat16, or leave the rounding out."
+        )
+    if precision.matmul == "float8" and not capabilities.has_float8:
+        raise ConfigError(
+            f"config.precision.matmul='float8': {capabilities.device_kind} has no float8 matmuls "
+            f"({', '.join(FLOAT8_MATMUL)} have); use default."
+        )
 
 
 def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:

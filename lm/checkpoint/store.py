@@ -108,6 +108,7 @@ class Checkpoints:
 
         Args:
           targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings; other items are not read.
+            A part of an item has a name too: `extra/ema`.
           step: None: the newest that can be read; damaged ones are passed over with a warning.
 
         Raises:
@@ -139,18 +140,22 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
 
     Args:
       reader: an open checkpoint.
-      item: e.g. `params`.
+      item: e.g. `params`, or a part of one: `extra/ema`.
       target: tree of `jax.ShapeDtypeStruct` with shardings, of any mesh.
 
     Raises:
       DamagedFileError: an array cannot be read.
       ConfigError: the arrays are not the target's: one too many or too few, or of another shape or type.
     """
-    surplus = set(reader.leaves(item)) - _paths(target) if jax.tree.leaves(target) else ()
+    item, _, part = item.partition("/")
+    inside = f"{part}/" if part else ""
+    wanted = {inside + path for path in _paths(target)}
+    surplus = {path for path in reader.leaves(item) if path.startswith(inside)} - wanted if wanted else ()
     if surplus:
         raise reader.misfit(f"{item}/{min(surplus)} has no place in it")
 
     def start(path: str, leaf):
+        path = inside + path
         store = reader.open(item, path)
         if tuple(store.shape) != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:
             raise reader.misfit(
@@ -165,7 +170,7 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any) -> Any:
 
     def finish(path: str, started):
         leaf, futures = started
-        parts = {key: reader.finish(item, path, future) for key, future in futures.items()}
+        parts = {key: reader.finish(item, inside + path, future) for key, future in futures.items()}
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: parts[_key(index, leaf.shape)])
 
     started = map_with_path(start, target)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm.capabilities import FLOAT8_MATMUL, Capabilities
 from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError
@@ -107,7 +108,7 @@ def resolve_here(config_dict) -> Config:
 def resolve_anywhere(config_dict) -> Config:
     """Resolve what does not depend on the machine: a config for a pod is looked at on a laptop."""
     config_dict.parallel = to_dict(ParallelConfig(data=1))
-    return resolve(config_dict)
+    return resolve(config_dict, capabilities=Capabilities(device_kind=FLOAT8_MATMUL[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +121,58 @@ class OpenedRun:
     mesh: Any
     params: Any
     tokenizer: Any
-    step: int
+    step: int  # of the checkpoint, or of the newest that was averaged
+    weights: str  # what `params` are: `params`, `ema` (their moving average) or `average`
+    averaged: tuple[int, ...] = ()  # steps of the checkpoints whose mean `params` are
+
+    def describe_weights(self) -> str:
+        """Return what was opened in words, e.g. `checkpoint of step 400, moving average`."""
+        if self.averaged:
+            return f"average of checkpoints {', '.join(map(str, self.averaged))}"
+        return f"checkpoint of step {self.step}" + (", moving average" if self.weights == "ema" else "")
 
 
-def open_run(workdir: str, step: int | None = None) -> OpenedRun:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights of which run: what `open_checkpoint` reads."""
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "params"),
+        help="the moving average of the parameters, or the parameters (default: ema if the run has it)",
+    )
+    parser.add_argument(
+        "--average", type=int, metavar="N", help="the mean of the parameters of the newest N checkpoints"
+    )
+
+
+def open_checkpoint(args: argparse.Namespace) -> OpenedRun:
+    """Open what `add_checkpoint_arguments` asks for."""
+    require_positive(args, "average")
+    return open_run(args.checkpoint, args.step, weights=args.weights, average=args.average)
+
+
+def open_run(
+    workdir: str, step: int | None = None, *, weights: str | None = None, average: int | None = None
+) -> OpenedRun:
     """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it.
+
+    Matmuls run in the compute type, also where the run was trained with float8.
 
     Args:
       workdir: the run's folder.
       step: None: the newest checkpoint that can be read.
+      weights: `params`, or `ema`: their moving average, in f32; None: `ema` if the run keeps one.
+      average: instead, the mean of the parameters of this many checkpoints, up to `step`, in f32.
 
     Raises:
-      UsageError: no run, no checkpoint, or not that step.
+      UsageError: no run, no checkpoint, not that step, no moving average, or too few checkpoints.
       DamagedFileError: the checkpoint cannot be read.
     """
     info = read_run_info(workdir)
     find_extensions_in(info.get("config_folder", "."))
     jax = setup_jax(info["config"]["data"].get("cache"))
+    from lm.checkpoint.average import restore_average
     from lm.checkpoint.store import Checkpoints
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh, parameter_shardings
@@ -146,21 +182,34 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     plain = info["config"]
     plain["parallel"] = {"data": -1}
     plain["model"]["attention"] = "auto"
+    plain["precision"]["matmul"] = "default"
     rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
     plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share
     plain["optimizer"]["accumulation_steps"] = 1
     plain["eval"]["batch_size"] = None
     config = resolve(plain, devices=jax.device_count(), capabilities=detect())
+    has_ema = config.optimizer.ema_decay is not None
+    if weights == "ema" and average:
+        raise UsageError("--average is the mean of the parameters themselves; leave out --weights ema.")
+    if weights == "ema" and not has_ema:
+        raise UsageError(f'--weights ema: the run in "{workdir}" keeps no moving average (config.optimizer.ema_decay).')
     mesh = make_mesh(config.parallel)
     model = build_model(config, mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    targets = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, parameter_shardings(mesh, shapes)
-    )
+    shardings = parameter_shardings(mesh, shapes)
+
+    def targets(dtype=None):
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)
+
     checkpoints = Checkpoints(join(workdir, "checkpoints"), warn=note)
-    restored = checkpoints.restore({"params": targets}, step=step)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
-    return OpenedRun(config, info, model, mesh, restored.items["params"], tokenizer, restored.step)
+    if average:
+        params, steps = restore_average(checkpoints, targets(), average, step=step, warn=note)
+        return OpenedRun(config, info, model, mesh, params, tokenizer, steps[-1], "average", steps)
+    weights = weights or ("ema" if has_ema else "params")
+    item, wanted = ("extra/ema", targets("float32")) if weights == "ema" else ("params", targets())
+    restored = checkpoints.restore({item: wanted}, step=step)
+    return OpenedRun(config, info, model, mesh, restored.items[item], tokenizer, restored.step, weights)
 
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:

@@ -9,8 +9,7 @@ HELP = "Loss, perplexity and bits per byte of a checkpoint on a split of its dat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    common.add_checkpoint_arguments(parser)
     parser.add_argument(
         "--data",
         default="validation",
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens")
-    opened = common.open_run(args.checkpoint, args.step)
+    opened = common.open_checkpoint(args)
     config = opened.config
     length = args.sequence_length or config.data.sequence_length
     if config.model.positions == "learned" and length > config.model.max_positions:
@@ -64,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
         "stride": stride,
         "sequence_length": length,
         "step": opened.step,
+        "weights": opened.weights,
+        **({"averaged": opened.averaged} if opened.averaged else {}),
         "checkpoint": args.checkpoint,
     }
     if args.json:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"loss:          {result['loss']:.4f} nats per token")
     print(f"perplexity:    {result['perplexity']:.3f}")
     print(f"scored:        {result['tokens']} tokens, {result['bytes']} bytes of {args.data}")
-    print(f"windows:       {length} tokens, stride {stride}; checkpoint of step {opened.step}")
+    print(f"windows:       {length} tokens, stride {stride}; {opened.describe_weights()}")
 
 
 def _own_data(opened):

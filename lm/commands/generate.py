@@ -11,8 +11,7 @@ HELP = "Continue a prompt; text appears as it is made."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    common.add_checkpoint_arguments(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help='text to continue; "-" reads stdin')
     parser.add_argument("--max-new-tokens", type=int, default=128, help="per sample (default: 128)")
     parser.add_argument("--num-return-sequences", type=int, default=1, help="samples (default: 1, which streams)")
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p)
-    opened = common.open_run(args.checkpoint, args.step)
+    opened = common.open_checkpoint(args)
     from lm.infer.generate import Generator, stream_text
 
     tokenizer = opened.tokenizer
@@ -51,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
         return
     texts = [tokenizer.decode(ids) for ids in generator(opened.params, prompts, **options)]
     if args.json:
-        print(json.dumps({"prompt": prompt, "samples": texts, "step": opened.step, "seed": args.seed}))
+        result = {"prompt": prompt, "samples": texts, "step": opened.step, "weights": opened.weights, "seed": args.seed}
+        print(json.dumps(result))
     else:
         for number, text in enumerate(texts, 1):
             print(f"--- sample {number}\n{prompt}{text}")

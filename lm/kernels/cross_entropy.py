@@ -21,7 +21,9 @@ def cross_entropy(
     *,
     softcap: float | None = None,
     chunk: int = 1024,
-) -> tuple[jax.Array, jax.Array]:
+    z_loss: float = 0.0,
+    return_log_z: bool = False,
+) -> tuple[jax.Array, ...]:
     """Return the weighted summed loss, which is differentiable, and the losses per token.
 
     Args:
@@ -33,13 +35,17 @@ def cross_entropy(
         fp16; it enters before the gradient is rounded to the compute type.
       softcap: c * tanh(logit / c) on the logits (Gemma 2).
       chunk: tokens whose logits exist at one time.
+      z_loss: weight of log(Z)^2, Z the softmax's sum, which keeps logits from drifting (PaLM,
+        Chowdhery et al. 2022).
+      return_log_z: also return `log_z_BT`.
 
     Returns:
-      `loss = grad_scale * sum(weights * nll)` and `nll_BT` in f32 nats. `nll_BT` carries no gradient.
+      `loss = grad_scale * sum(weights * (nll + z_loss * log_z^2))`, then `nll_BT` and, if asked for,
+      `log_z_BT`, both in f32 nats and without a gradient.
     """
     grad_scale = jnp.asarray(grad_scale, jnp.float32)
-    loss, nll_BT = _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk)
-    return loss, jax.lax.stop_gradient(nll_BT)
+    loss, *per_token = _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk, z_loss)
+    return loss, *map(jax.lax.stop_gradient, per_token[: 1 + return_log_z])
 
 
 def _capped_logits(h_CD, head_DV, softcap):
@@ -61,51 +67,66 @@ def _chunks(x, chunk):
     return flat.reshape((-1, size, *flat.shape[1:]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk):
+def _per_token(chunks, like_BT):
+    """`[n, chunk]` back to `[B, T]`, without the padding."""
+    return chunks.reshape(-1)[: like_BT.size].reshape(like_BT.shape)
+
+
+def _total(nll_BT, log_z_BT, z_loss):
+    return nll_BT + z_loss * log_z_BT**2 if z_loss else nll_BT
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _loss(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk, z_loss):
     def body(_, xs):
         h_CD, t_C = xs
-        return None, _nll(_capped_logits(h_CD, head_DV, softcap), t_C)[1]
+        return None, _nll(_capped_logits(h_CD, head_DV, softcap), t_C)
 
-    _, nll = jax.lax.scan(body, None, (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk)))
-    nll_BT = nll.reshape(-1)[: targets_BT.size].reshape(targets_BT.shape)
-    return grad_scale * jnp.sum(nll_BT * weights_BT), nll_BT
+    _, per_token = jax.lax.scan(body, None, (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk)))
+    log_z_BT, nll_BT = (_per_token(x, targets_BT) for x in per_token)
+    return grad_scale * jnp.sum(_total(nll_BT, log_z_BT, z_loss) * weights_BT), nll_BT, log_z_BT
 
 
-def _loss_fwd(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk):
+def _loss_fwd(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap, chunk, z_loss):
     def body(dhead_DV, xs):
         h_CD, t_C, w_C = xs
         logits_CV = _capped_logits(h_CD, head_DV, softcap)
         lse_C, nll_C = _nll(logits_CV, t_C)
         one_hot_CV = jnp.arange(logits_CV.shape[1])[None, :] == t_C[:, None]
-        dlogits_CV = (jnp.exp(logits_CV - lse_C[:, None]) - one_hot_CV) * (w_C * grad_scale)[:, None]
+        softmax_CV = jnp.exp(logits_CV - lse_C[:, None])
+        if z_loss:  # d log(Z)^2 / d logits = 2 log(Z) softmax
+            softmax_CV = softmax_CV * (1 + 2 * z_loss * lse_C)[:, None]
+        dlogits_CV = (softmax_CV - one_hot_CV) * (w_C * grad_scale)[:, None]
         if softcap is not None:
             dlogits_CV = dlogits_CV * (1 - (logits_CV / softcap) ** 2)
         dlogits_CV = dlogits_CV.astype(h_CD.dtype)
         dh_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV.astype(h_CD.dtype))
-        return dhead_DV + jnp.einsum("CD,CV->DV", h_CD, dlogits_CV, preferred_element_type=jnp.float32), (nll_C, dh_CD)
+        dhead_DV = dhead_DV + jnp.einsum("CD,CV->DV", h_CD, dlogits_CV, preferred_element_type=jnp.float32)
+        return dhead_DV, (nll_C, lse_C, dh_CD)
 
     xs = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
     zero_DV = (head_DV * 0).astype(jnp.float32)  # inherits the head's varying axes under shard_map
     if len(xs[0]) == 1:
-        dhead_DV, (nll, dh) = body(zero_DV, tuple(x[0] for x in xs))
+        dhead_DV, (nll, lse, dh) = body(zero_DV, tuple(x[0] for x in xs))
     else:
-        dhead_DV, (nll, dh) = jax.lax.scan(body, zero_DV, xs)
-    nll_BT = nll.reshape(-1)[: targets_BT.size].reshape(targets_BT.shape)
+        dhead_DV, (nll, lse, dh) = jax.lax.scan(body, zero_DV, xs)
+    nll_BT, log_z_BT = _per_token(nll, targets_BT), _per_token(lse, targets_BT)
     dh_BTD = dh.reshape(-1, dh.shape[-1])[: targets_BT.size].reshape(hidden_BTD.shape)
-    loss = grad_scale * jnp.sum(nll_BT * weights_BT)
-    return (loss, nll_BT), (dh_BTD, dhead_DV, jnp.zeros((), head_DV.dtype), nll_BT, weights_BT, grad_scale)
+    total_BT = _total(nll_BT, log_z_BT, z_loss)
+    loss = grad_scale * jnp.sum(total_BT * weights_BT)
+    residuals = (dh_BTD, dhead_DV, jnp.zeros((), head_DV.dtype), total_BT, weights_BT, grad_scale)
+    return (loss, nll_BT, log_z_BT), residuals
 
 
-def _loss_bwd(softcap, chunk, residuals, cotangents):
-    dh_BTD, dhead_DV, head_dtype, nll_BT, weights_BT, grad_scale = residuals
-    g, _ = cotangents
+def _loss_bwd(softcap, chunk, z_loss, residuals, cotangents):
+    dh_BTD, dhead_DV, head_dtype, total_BT, weights_BT, grad_scale = residuals
+    g, *_ = cotangents
     return (
         (dh_BTD * g).astype(dh_BTD.dtype),
         (dhead_DV * g).astype(head_dtype.dtype),
         None,
-        g * grad_scale * nll_BT,
-        g * jnp.sum(nll_BT * weights_BT),
+        g * grad_scale * total_BT,
+        g * jnp.sum(total_BT * weights_BT),
     )
 
 

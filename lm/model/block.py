@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.config import ModelConfig
+from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.activations import GATED, activate
 from lm.model.experts import Experts
 from lm.model.layers import Embedding, Linear, Norm
@@ -18,25 +17,24 @@ class Attention(nn.Module):
     """Self-attention with grouped queries, optional RoPE, QK-norm, window and key/value cache."""
 
     config: ModelConfig
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     attention: Callable  # of the signature of lm.kernels.attention.attention
     constrain: Callable
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache):
-        config, project = self.config, lambda name, spec: Linear(config, spec, self.param_dtype, name=name)(x_BTD)
+        config = self.config
+        project = lambda name, spec: Linear(config, spec, self.precision, name=name)(x_BTD)  # noqa: E731
         q_BTNH = project("query", "BTD,DNH->BTNH")
         k_BTKH = project("key", "BTD,DKH->BTKH")
         v_BTKH = project("value", "BTD,DKH->BTKH")
         if config.value_embeddings:
             shape = (config.vocab_size, config.num_kv_heads, config.head_dim)
-            table = Embedding(
-                shape, "VKH", config.embedding_std, x_BTD.dtype, self.param_dtype, self.constrain, name="value_embed"
-            )
+            table = Embedding(shape, "VKH", config.embedding_std, self.precision, self.constrain, name="value_embed")
             v_BTKH = v_BTKH + table(tokens_BT)
         if config.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023
-            q_BTNH = Norm(config, self.param_dtype, "rmsnorm", name="query_norm")(q_BTNH)
-            k_BTKH = Norm(config, self.param_dtype, "rmsnorm", name="key_norm")(k_BTKH)
+            q_BTNH = Norm(config, self.precision, "rmsnorm", name="query_norm")(q_BTNH)
+            k_BTKH = Norm(config, self.precision, "rmsnorm", name="key_norm")(k_BTKH)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
         q_BTNH = checkpoint_name(q_BTNH, "query")
@@ -61,7 +59,8 @@ class Attention(nn.Module):
             implementation=config.attention,
         )
         out_BTNH = checkpoint_name(out_BTNH, "attention_out")
-        out_BTD = Linear(config, "BTNH,NHD->BTD", self.param_dtype, residual=True, name="out")(out_BTNH)
+        out = Linear(config, "BTNH,NHD->BTD", self.precision, residual=True, name="out")
+        out_BTD = out(out_BTNH)
         return out_BTD, None if cache is None else {"key_BSKH": k_BSKH, "value_BSKH": v_BSKH}
 
 
@@ -69,17 +68,17 @@ class FeedForward(nn.Module):
     """The dense feed-forward, gated or not."""
 
     config: ModelConfig
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
 
     @nn.compact
     def __call__(self, x_BTD):
         config, gate_BTF = self.config, None
-        project = lambda name: Linear(config, "BTD,DF->BTF", self.param_dtype, name=name)(x_BTD)  # noqa: E731
+        project = lambda name: Linear(config, "BTD,DF->BTF", self.precision, name=name)(x_BTD)  # noqa: E731
         if config.activation in GATED:
             gate_BTF = checkpoint_name(project("gate"), "mlp_gate")
         up_BTF = checkpoint_name(project("up"), "mlp_up")
         hidden_BTF = checkpoint_name(activate(config.activation, up_BTF, gate_BTF), "mlp_hidden")
-        return Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, name="down")(hidden_BTF)
+        return Linear(config, "BTF,FD->BTD", self.precision, residual=True, name="down")(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -90,7 +89,7 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     attention: Callable
     experts: Callable
     constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
@@ -105,7 +104,7 @@ class Block(nn.Module):
         """
         config, aux = self.config, {}
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
-        attention = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
+        attention = Attention(config, self.precision, self.attention, self.constrain, name="attention")
         out_BTD, cache = attention(
             self._norm("attention_norm", x_BTD, "pre"),
             tokens_BT=tokens_BT,
@@ -119,13 +118,13 @@ class Block(nn.Module):
 
         in_BTD = self._norm("mlp_norm", x_BTD, "pre")
         if config.num_experts:
-            out_BTD, aux = Experts(config, self.param_dtype, self.experts, name="experts")(in_BTD, segment_ids_BT)
+            out_BTD, aux = Experts(config, self.precision, self.experts, name="experts")(in_BTD, segment_ids_BT)
         else:
-            out_BTD = FeedForward(config, self.param_dtype, name="mlp")(in_BTD)
+            out_BTD = FeedForward(config, self.precision, name="mlp")(in_BTD)
         out_BTD = self._norm("mlp_post_norm", out_BTD, "post")
         return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache, aux
 
     def _norm(self, name: str, x_BTD: jax.Array, place: str) -> jax.Array:
         if self.config.norm_placement not in (place, "both"):
             return x_BTD
-        return Norm(self.config, self.param_dtype, name=name)(x_BTD)
+        return Norm(self.config, self.precision, name=name)(x_BTD)

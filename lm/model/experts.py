@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.config import ModelConfig
+from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.activations import GATED
 from lm.model.initializers import kernel_init, sizes
 from lm.model.layers import Linear
@@ -19,14 +19,14 @@ class Kernels(nn.Module):
 
     config: ModelConfig
     letters: str
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     residual: bool = False
 
     @nn.compact
     def __call__(self) -> jax.Array:
         size = sizes(self.config)
         init = kernel_init(self.config, self.letters.removeprefix("E"), residual=self.residual)
-        return self.param("kernel", init, tuple(size[c] for c in self.letters), self.param_dtype)
+        return self.param("kernel", init, tuple(size[c] for c in self.letters), self.precision.parameters)
 
 
 class Experts(nn.Module):
@@ -42,24 +42,24 @@ class Experts(nn.Module):
     """
 
     config: ModelConfig
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     experts: Callable  # of the signature of lm.kernels.experts.experts
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, segment_ids_BT: jax.Array) -> tuple[jax.Array, Aux]:
         config, E = self.config, self.config.num_experts
         # Routing in f32: rounded logits would send tokens elsewhere (Fedus et al. 2022, "selective precision").
-        router = Linear(config, "BTD,DE->BTE", self.param_dtype, name="router")
+        router = Linear(config, "BTD,DE->BTE", self.precision, name="router")
         logits_BTE = router(x_BTD.astype(jnp.float32))
         probabilities_BTE = jax.nn.softmax(logits_BTE)
         top_BTk, ids_BTk = jax.lax.top_k(probabilities_BTE, config.experts_per_token)
         gates_BTk = top_BTk / jnp.sum(top_BTk, -1, keepdims=True)
         counts_BT = segment_ids_BT > 0
 
-        kernels = {"up": Kernels(config, "EDF", self.param_dtype, name="up")()}
+        kernels = {"up": Kernels(config, "EDF", self.precision, name="up")()}
         if config.activation in GATED:
-            kernels["gate"] = Kernels(config, "EDF", self.param_dtype, name="gate")()
-        kernels["down"] = Kernels(config, "EFD", self.param_dtype, residual=True, name="down")()
+            kernels["gate"] = Kernels(config, "EDF", self.precision, name="gate")()
+        kernels["down"] = Kernels(config, "EFD", self.precision, residual=True, name="down")()
         y_BTD, taken_E = self.experts(
             x_BTD,
             jnp.where(counts_BT[:, :, None], ids_BTk, -1),

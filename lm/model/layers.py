@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.config import ModelConfig
+from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.linear import linear
 from lm.model.initializers import kernel_init, normal, sizes
 
@@ -16,7 +16,7 @@ class Linear(nn.Module):
 
     config: ModelConfig
     spec: str  # e.g. "BTD,DNH->BTNH"
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     residual: bool = False  # writes to the residual stream
 
     @nn.compact
@@ -25,11 +25,11 @@ class Linear(nn.Module):
         inputs, output = self.spec.split("->")
         _, letters = inputs.split(",")
         init = kernel_init(self.config, letters, residual=self.residual)
-        kernel = self.param("kernel", init, tuple(size[c] for c in letters), self.param_dtype)
-        out = linear(x, kernel, self.spec)
+        kernel = self.param("kernel", init, tuple(size[c] for c in letters), self.precision.parameters)
+        out = linear(x, kernel, self.spec, matmul="default" if letters in ("DV", "DE") else self.precision.matmul)
         if self.name in self.config.bias:
             shape = tuple(size[c] for c in output if c in letters)
-            bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+            bias = self.param("bias", nn.initializers.zeros, shape, self.precision.parameters)
             out = out + bias.astype(out.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
         return out
 
@@ -38,14 +38,16 @@ class Norm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, in f32."""
 
     config: ModelConfig
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     kind: str | None = None  # None: config.norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, kind = self.config, self.kind or self.config.norm
         row = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        vector = lambda name, init: self.param(name, init, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)  # noqa: E731
+        vector = lambda name, init: (
+            self.param(name, init, row[-1:], self.precision.parameters).astype(jnp.float32).reshape(row)
+        )  # noqa: E731
         y = x.astype(jnp.float32)
         if kind == "layernorm":
             y = y - jnp.mean(y, -1, keepdims=True)
@@ -65,16 +67,15 @@ class Embedding(nn.Module):
     shape: tuple[int, ...]
     letters: str  # of the shape
     std: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    precision: PrecisionConfig
     constrain: Callable
 
     @nn.compact
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        table = self.param("embedding", normal(self.std), self.shape, self.param_dtype)
+        table = self.param("embedding", normal(self.std), self.shape, self.precision.parameters)
         # Gathered whole before the lookup: from a table sharded over D the compiler would make a
         # D-sharded activation and then have to turn it into a batch-sharded one.
-        return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.dtype)
+        return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.precision.compute)
 
 
 def stacked(params: Mapping, group: int) -> Mapping:

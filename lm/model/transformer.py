@@ -56,28 +56,21 @@ class Transformer:
         return jnp.dtype(self.precision.compute)
 
     @property
-    def param_dtype(self):
-        """Parameter type (master weights)."""
-        return jnp.dtype(self.precision.parameters)
-
-    @property
     def _block(self):
         kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
-        return kind(self.config, self.param_dtype, self.attention, self.experts, self.constrain)
+        return kind(self.config, self.precision, self.attention, self.experts, self.constrain)
 
     def _embedding(self, rows: int) -> Embedding:
         config = self.config
-        return Embedding(
-            (rows, config.d_model), "VD", config.embedding_std, self.dtype, self.param_dtype, self.constrain
-        )
+        return Embedding((rows, config.d_model), "VD", config.embedding_std, self.precision, self.constrain)
 
     @property
     def _final_norm(self) -> Norm:
-        return Norm(self.config, self.param_dtype)
+        return Norm(self.config, self.precision)
 
     @property
     def _head(self) -> Linear:
-        return Linear(self.config, "BTD,DV->BTV", self.param_dtype)
+        return Linear(self.config, "BTD,DV->BTV", self.precision)
 
     def init(self, key: jax.Array) -> Params:
         """Return fresh parameters; layers are stacked on a leading L axis."""

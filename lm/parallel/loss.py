@@ -19,17 +19,18 @@ def make_cross_entropy(mesh: Mesh) -> Callable:
     if mesh.size == 1:
         return cross_entropy
 
-    def sharded(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, *, softcap, chunk):
+    def sharded(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, *, return_log_z=False, **options):
         def local(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale):
             # `pcast` makes the head vary over the devices; its transpose is the one reduction of the gradient.
             head_DV, grad_scale = (jax.lax.pcast(x, axes, to="varying") for x in (head_DV, grad_scale))
-            loss, nll_BT = cross_entropy(
-                hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap=softcap, chunk=chunk
+            loss, *per_token = cross_entropy(
+                hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, return_log_z=return_log_z, **options
             )
-            return jax.lax.psum(loss, axes), nll_BT
+            return jax.lax.psum(loss, axes), *per_token
 
         rows, whole = PartitionSpec(axes), PartitionSpec()
-        return jax.shard_map(local, mesh=mesh, in_specs=(rows, whole, rows, rows, whole), out_specs=(whole, rows))(
+        out_specs = (whole, rows, rows) if return_log_z else (whole, rows)
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, whole, rows, rows, whole), out_specs=out_specs)(
             hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale
         )
 

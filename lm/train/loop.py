@@ -19,6 +19,7 @@ from lm.optim import hyperparameters
 from lm.parallel.mesh import place_batch, replicated
 from lm.storage import join
 from lm.train.interrupts import Interrupts
+from lm.train.loss_scale import FLOOR
 from lm.train.metrics import EventSink, JsonlSink, combine
 from lm.train.step import BuiltStep, TrainState
 
@@ -41,8 +42,8 @@ class Batches(Protocol):
 class Hook:
     """Something to do after every `every` steps, and after the last one.
 
-    `run(step, params)` may return records for the metrics; evaluators and samplers come this way,
-    handed in from above.
+    `run(step, params)` gets `BuiltStep.evaluation_params` and may return records for the metrics;
+    evaluators and samplers come this way, handed in from above.
     """
 
     every: int
@@ -110,9 +111,7 @@ def train(
         state = TrainState(step=step, **restored.items)
         console.note(f"resumed at step {first} of {num_steps}")
     else:
-        state = built.init()
-        if initial_params is not None:
-            state = dataclasses.replace(state, params=initial_params())
+        state = built.init() if initial_params is None else built.init(initial_params())
     jsonl = JsonlSink(workdir)
     jsonl.truncate_after(first if first else -1)
     events = [EventSink(workdir, first_step=first + 1)] if config.log.tensorboard else []
@@ -138,12 +137,16 @@ def train(
         if pending is None:
             return
         (done, device_metrics), pending = pending, None
-        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+        measured = {name: value for name, value in metrics.items() if name not in ("tokens", "bytes")}
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
-        if broken:  # before any save: the parameters of this step may be no numbers either
-            write({"step": done, **{name: metrics[name] for name in ("loss", "bits_per_byte", "grad_norm")}})
+        # Before any save: the parameters of this step may be no numbers either. An fp16 step was skipped
+        # instead, and the next one has half the loss scale, unless that is at its floor.
+        if broken and metrics.get("loss_scale", FLOOR) <= FLOOR:
+            write({"step": done, **measured})
+            at = f"step {done}" + (", with the loss scale at its floor" if "loss_scale" in metrics else "")
             raise LmError(
-                f"{broken[0]} is {metrics[broken[0]]} at step {done}. Start again in another --workdir with a lower "
+                f"{broken[0]} is {metrics[broken[0]]} at {at}. Start again in another --workdir with a lower "
                 "config.optimizer.learning_rate or clip_norm."
             )
         if done % config.log.every_steps and done not in (first + 1, num_steps):
@@ -152,7 +155,7 @@ def train(
         write(
             {
                 "step": done,
-                **{name: metrics[name] for name in ("loss", "bits_per_byte", "grad_norm")},
+                **measured,
                 "learning_rate": hyperparameters(config.optimizer, done - 1)["learning_rate"],
                 "tokens": loader.rows_consumed(done) * length,
                 "epoch": round(loader.epoch(done), 4),
@@ -190,7 +193,7 @@ def train(
                         report()
                         with clock.paused():
                             try:
-                                for record in hook.run(done, state.params):
+                                for record in hook.run(done, built.evaluation_params(state)):
                                     write(record)
                             except Preempted:  # a second Ctrl-C
                                 raise

@@ -5,7 +5,8 @@ A record is a flat dict with at least `step`. Its `kind` is `train` (the default
 
   train: step, loss (nats per token), bits_per_byte, learning_rate, grad_norm, tokens (since the
          run began, padding counted), epoch, tokens_per_second, mfu (a fraction; None when the chip's peak is
-         unknown, never 0), seconds (wall time)
+         unknown, never 0), seconds (wall time); where they are in use: z_loss (nats per token, not in
+         loss), loss_scale (of this step), skipped_steps (so far), and what the objective adds
   eval:  step, split, loss, perplexity, bits_per_byte, tokens, bytes, stride
 """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from lm.config import Config
+from lm.errors import ConfigError
 from lm.kernels.attention import attention
 from lm.model import Transformer
 from lm.objectives import load_objective
@@ -19,6 +21,9 @@ from lm.optim import build_optimizer, hyperparameters
 from lm.parallel.experts import make_experts
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
+from lm.train import ema, loss_scale, rounding
+
+_ROUNDING = 2**32 - 1  # folded into the step's key; micro-batches fold in their numbers
 
 
 @functools.partial(
@@ -34,7 +39,7 @@ class TrainState:
     params: Any  # trainable parameters
     frozen: Any  # parameters that get no gradient; merged under `params` in the forward pass
     opt_state: Any
-    extra: Any  # counters that are neither (empty for now)
+    extra: Any  # `ema` (`optimizer.ema_decay`) and `loss_scale` (fp16), each where it is in use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +49,13 @@ class BuiltStep:
     model: Transformer
     mesh: Mesh
     state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
-    init: Callable[[], TrainState]  # jitted: each shard is made on its own device
+    init: Callable[..., TrainState]  # jitted: each shard is made on its own device; takes parameters to start from
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
     cross_entropy: Callable  # sharded as the mesh asks
+
+    def evaluation_params(self, state: TrainState) -> Any:
+        """Return the parameters to evaluate and sample with: their moving average where there is one."""
+        return state.extra.get("ema", state.params)
 
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
@@ -63,18 +72,25 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     """
     model = build_model(config, mesh)
     cross_entropy = make_cross_entropy(mesh)
-    objective = load_objective(config.objective)
+    objective = _objective(config)
+    precision, ema_decay = config.precision, config.optimizer.ema_decay
+    is_scaled = precision.compute == "float16"
 
-    def make_state() -> TrainState:
-        params = model.init(jax.random.key(config.seed))
+    def make_state(params=None) -> TrainState:
+        params = model.init(jax.random.key(config.seed)) if params is None else params
         optimizer = build_optimizer(config, hyperparameters(config.optimizer, 0))
-        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), {})
+        extra = {"ema": ema.initial(params)} if ema_decay is not None else {}
+        extra |= {"loss_scale": loss_scale.initial(precision)} if is_scaled else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), extra)
 
     def train_step(state: TrainState, batch, hparams):
         tokens = jnp.sum(batch["weights_BT"])
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         optimizer = build_optimizer(config, hparams)
         training_params = optimizer.training_params(state.params, state.opt_state)
+        grad_scale = 1 / jnp.maximum(tokens, 1)
+        if is_scaled:  # before anything is rounded to fp16: the cross-entropy makes its gradient in the forward pass
+            grad_scale = grad_scale * state.extra["loss_scale"]["scale"]
 
         def loss_fn(params, micro_batch, dropout_key):
             return objective(
@@ -82,7 +98,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
                 {**state.frozen, **params},
                 micro_batch,
                 cross_entropy=cross_entropy,
-                grad_scale=1 / jnp.maximum(tokens, 1),
+                grad_scale=grad_scale,
                 dropout_key=dropout_key if config.model.dropout else None,
             )
 
@@ -97,8 +113,19 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         first = gradients(0, jax.tree.map(lambda a: a[0], batch))
         rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
         (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
+        if is_scaled:
+            grads = jax.tree.map(lambda g: g / state.extra["loss_scale"]["scale"], grads)
+
         updates, opt_state = optimizer.update(grads, state.opt_state, _f32(state.params))
-        params = optax.apply_updates(state.params, updates)
+        if precision.stochastic_rounding:
+            params = rounding.apply_updates(state.params, updates, jax.random.fold_in(step_key, _ROUNDING))
+        else:
+            params = optax.apply_updates(state.params, updates)
+        extra = dict(state.extra)
+        if ema_decay is not None:
+            extra["ema"] = ema.updated(state.extra["ema"], params, ema_decay, state.step)
+        new = dataclasses.replace(state, params=params, opt_state=opt_state, extra=extra)
+
         others = {name: value for name, value in sums.items() if name not in ("nll", "tokens")}
         metrics = {
             "loss": sums["nll"] / jnp.maximum(tokens, 1),
@@ -107,7 +134,10 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             "tokens": tokens,
             **{name: value if _is_count(name) else value / jnp.maximum(tokens, 1) for name, value in others.items()},
         }
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        if is_scaled:
+            new, scaling = loss_scale.skip_overflow(new, state, metrics, precision.loss_scale_interval)
+            metrics |= scaling
+        return dataclasses.replace(new, step=state.step + 1), metrics
 
     shapes = jax.eval_shape(make_state)
     shardings = TrainState(
@@ -115,7 +145,10 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         params=parameter_shardings(mesh, shapes.params),
         frozen=parameter_shardings(mesh, shapes.frozen),
         opt_state=optimizer_shardings(mesh, shapes.opt_state),
-        extra=jax.tree.map(lambda _: replicated(mesh), shapes.extra),
+        extra={
+            name: parameter_shardings(mesh, part) if name == "ema" else jax.tree.map(lambda _: replicated(mesh), part)
+            for name, part in shapes.extra.items()
+        },
     )
     return BuiltStep(
         model=model,
@@ -125,6 +158,19 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
         cross_entropy=cross_entropy,
     )
+
+
+def _objective(config: Config) -> Callable:
+    """Return the objective, with the weight of its z-loss if that is on."""
+    objective = load_objective(config.objective)
+    if not config.z_loss:
+        return objective
+    accepted = inspect.signature(objective).parameters.values()
+    if not any(p.name == "z_loss" or p.kind == p.VAR_KEYWORD for p in accepted):
+        raise ConfigError(
+            f"config.z_loss={config.z_loss}: the objective {config.objective} takes no z_loss; set it to 0."
+        )
+    return functools.partial(objective, z_loss=config.z_loss)
 
 
 def _f32(tree: Any) -> Any:

@@ -21,12 +21,13 @@ def inputs(dtype=jnp.float32):
     return hidden_BTD, head_DV, targets_BT, weights_BT
 
 
-def plain(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap=None):
+def plain(hidden_BTD, head_DV, targets_BT, weights_BT, grad_scale, softcap=None, z_loss=0.0):
     logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD.astype(jnp.float32), head_DV)
     if softcap:
         logits_BTV = softcap * jnp.tanh(logits_BTV / softcap)
     nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT[..., None], -1)[..., 0]
-    return grad_scale * jnp.sum(nll_BT * weights_BT), nll_BT
+    z_BT = z_loss * jax.nn.logsumexp(logits_BTV, -1) ** 2
+    return grad_scale * jnp.sum((nll_BT + z_BT) * weights_BT), nll_BT
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -73,3 +74,19 @@ def test_losses_per_token_carry_no_gradient():
     hidden_BTD, *rest = inputs()
     gradient = jax.grad(lambda h: cross_entropy(h, *rest)[1].sum())(hidden_BTD)
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(("chunk", "softcap"), [(7, None), (1000, 3.0)])
+def test_the_z_loss_and_its_gradients_match_the_plain_form_and_leave_the_losses_per_token(chunk, softcap):
+    args, options = (*inputs(), 0.25), {"softcap": softcap, "z_loss": 0.1}
+    loss, nll_BT, log_z_BT = cross_entropy(*args, **options, chunk=chunk, return_log_z=True)
+    expected, expected_BT = plain(*args, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(nll_BT, expected_BT, atol=1e-5)
+    assert expected > 1.05 * plain(*args, softcap=softcap)[0]  # enough of it to matter
+    z_sum = 0.1 * 0.25 * jnp.sum(log_z_BT**2 * args[3])
+    np.testing.assert_allclose(loss - z_sum, plain(*args, softcap=softcap)[0], rtol=1e-5)
+    ours = jax.grad(lambda *a: 3 * cross_entropy(*a, **options, chunk=chunk)[0], (0, 1, 3, 4))(*args)
+    theirs = jax.grad(lambda *a: 3 * plain(*a, **options)[0], (0, 1, 3, 4))(*args)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=4e-6)

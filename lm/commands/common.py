@@ -89,12 +89,14 @@ def _keep_freed_memory() -> None:
 def resolve_here(config_dict) -> Config:
     """Resolve a config against the devices of this machine."""
     from lm.parallel.devices import detect
+    from lm.train.metrics import check_sinks
 
     jax = setup_jax((config_dict.get("data") or {}).get("cache"))
     config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
     for field, name in (("objective", config.objective), ("model.block", config.model.block)):
         if ":" in name:
             load_extension(field, name)  # refused now, not after the data is prepared
+    check_sinks(config.log)
     return config
 
 
@@ -143,6 +145,7 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
     plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share
     plain["optimizer"]["accumulation_steps"] = 1
+    plain["data"]["stages"] = ()
     plain["eval"]["batch_size"] = None
     config = resolve(plain, devices=jax.device_count(), capabilities=detect())
     mesh = make_mesh(config.parallel)

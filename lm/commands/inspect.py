@@ -66,19 +66,28 @@ def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
     from lm.config import with_vocabulary
+    from lm.data.stages import Stages
     from lm.model.flops import flops_per_token, parameter_counts, parameter_shapes, train_flops_per_token
 
     config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
     if config.model.vocab_size is None:
         config = with_vocabulary(config, _tokenizer_vocabulary(config))
     length = config.data.sequence_length
+    stages, num_steps = Stages(config.data.schedule, length), config.optimizer.num_steps
     return {
         "config": args.config,
         "parameters": parameter_counts(config.model)["total"],
         "non_embedding_parameters": parameter_counts(config.model)["non_embedding"],
         "forward_flops_per_token": dict(flops_per_token(config.model, length)),
         "train_flops_per_token": train_flops_per_token(config.model, length),
-        "tokens_per_step": config.data.batch_size * length,
+        "tokens_per_step": {s.first: s.batch_size * s.sequence_length for s in stages}
+        if len(stages) > 1
+        else stages.tokens(1),
+        "training_tokens": stages.tokens(num_steps),
+        "training_flops": sum(
+            tokens * train_flops_per_token(config.model, stage_length)
+            for stage_length, tokens in stages.tokens_by_length(num_steps).items()
+        ),
         "arrays": [{"path": path, "shape": list(shape)} for path, shape in parameter_shapes(config.model).items()],
     }
 

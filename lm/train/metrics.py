@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lm.config import Config, LogConfig, to_dict
-from lm.errors import ConfigError, DamagedFileError, Preempted
+from lm.errors import ConfigError, DamagedFileError, LmError, Preempted
 from lm.extensions import load_extension
 from lm.storage import LineLog, exists, is_remote, join
 from lm.train.events import EventWriter
@@ -125,9 +125,13 @@ class WandbSink:
     def __init__(
         self, project: str, config: Config, workdir: str, first_step: int, fingerprint: str, note: Callable[[str], None]
     ):
-        """Open the W&B run; raises wandb's errors (no login, no network)."""
+        """Open the W&B run; raises wandb's errors (no network) and LmError (no login: it would ask and wait)."""
         import wandb
 
+        if wandb.setup(wandb.Settings(silent=True)).settings.mode == "online" and not wandb.login(
+            prompt=False, verify=False
+        ):
+            raise LmError("no login; use `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline.")
         place = workdir if is_remote(workdir) else os.path.abspath(workdir)
         own_folder = is_remote(workdir) or "WANDB_DIR" in os.environ
         self._run = wandb.init(
@@ -140,13 +144,12 @@ class WandbSink:
             resume="allow" if first_step > 1 else None,
             reinit="create_new",
             # What it prints would break the live line. Without an end, a lost network would hold a finished run.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60, login_timeout=20, finish_timeout=60),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=60, finish_timeout=60),
         )
-        if self._run.disabled:
-            raise ConfigError("disabled; log in with `wandb login`, or set WANDB_MODE=offline.")
         self._next = self._run.step if self._run.resumed else 0
-        offline = self._run.settings.mode.startswith("offline") or self._run.offline
-        note(f"Weights & Biases: offline, in {self._run.dir}" if offline else f"Weights & Biases: {self._run.url}")
+        note(
+            f"Weights & Biases: {f'offline, in {self._run.dir}' if self._run.offline else self._run.url or 'disabled'}"
+        )
 
     def write(self, record: Record) -> None:
         """Send the record, unless the W&B run has had its step from the process before."""

@@ -128,9 +128,8 @@ class WandbSink:
         """Open the W&B run; raises wandb's errors (no network) and LmError (no login: it would ask and wait)."""
         import wandb
 
-        if wandb.setup(wandb.Settings(silent=True)).settings.mode == "online" and not wandb.login(
-            prompt=False, verify=False
-        ):
+        online = wandb.setup(wandb.Settings(silent=True)).settings.mode == "online"
+        if online and not wandb.login(prompt=False, verify=False):
             raise LmError("no login; use `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline.")
         place = workdir if is_remote(workdir) else os.path.abspath(workdir)
         own_folder = is_remote(workdir) or "WANDB_DIR" in os.environ
@@ -147,9 +146,8 @@ class WandbSink:
             settings=wandb.Settings(silent=True, console="off", init_timeout=60, finish_timeout=60),
         )
         self._next = self._run.step if self._run.resumed else 0
-        note(
-            f"Weights & Biases: {f'offline, in {self._run.dir}' if self._run.offline else self._run.url or 'disabled'}"
-        )
+        where = f"offline, in {self._run.dir}" if self._run.offline else self._run.url or "disabled"
+        note(f"Weights & Biases: {where}")
 
     def write(self, record: Record) -> None:
         """Send the record, unless the W&B run has had its step from the process before."""

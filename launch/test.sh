@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests, in an environment of their own making.
 #   bash launch/test.sh            # fast: under 6 minutes on 2 cores, installation included
-#   bash launch/test.sh --all      # also slow, peer (torch, transformers) and, with LM_REAL_DATA=DIR, real-data tests
+#   bash launch/test.sh --all      # also slow, peer (torch, transformers, wandb) and, with LM_REAL_DATA=DIR, real-data tests
 # Other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh"
@@ -10,7 +10,7 @@ cd "$root"
 fast="not slow and not real_data and not peer"
 if [ "${1:-}" = "--all" ]; then
   shift
-  install "test,peer"
+  install "test,peer,log"
   select=""
   if [ -z "${LM_REAL_DATA:-}" ]; then
     echo "LM_REAL_DATA is not set: leaving out the tests that read real corpora" >&2

@@ -111,6 +111,7 @@ class DataConfig:
     tokenizer_pattern: str = option("gpt4", choices=("gpt2", "gpt4"))  # pre-tokenizer regex, when trained
     sequence_length: int = option(128, ge=1)  # T, tokens per row
     batch_size: int = option(16, ge=1)  # B, rows per optimizer step over all devices
+    stages: tuple[tuple[int, int, int], ...] = option((), ge=0)  # (first step, batch_size, sequence_length), from it on
     packing: str = option("concat", choices=("concat", "best_fit"))  # how documents fill rows
     document_mask: bool = option(True)  # tokens attend within their own document only
     validation_fraction: float = option(0.05, ge=0, lt=1)  # of documents by hash; of a single file by position
@@ -118,6 +119,12 @@ class DataConfig:
     cache: str | None = option(None, identity=False)  # prepared data; None: $LM_CACHE or ~/.cache/lm
     workers: int | None = option(None, ge=1, identity=False)  # encoding processes; None: one per core
     prefetch: int = option(2, ge=1, identity=False)  # batches built ahead in the background
+
+    @property
+    def schedule(self) -> tuple[tuple[int, int, int], ...]:
+        """All stages: before the first of `stages` come `batch_size` rows of `sequence_length`."""
+        begun = bool(self.stages) and self.stages[0][0] == 0
+        return self.stages if begun else ((0, self.batch_size, self.sequence_length), *self.stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +209,8 @@ class LogConfig:
 
     every_steps: int = option(10, ge=1, identity=False)  # a line of metrics.jsonl
     tensorboard: bool = option(True, identity=False)  # events/ in the run's folder
+    wandb: str | None = option(None, identity=False)  # a Weights & Biases project (extra `log`); None: not used
+    sinks: tuple[str, ...] = option((), identity=False)  # "package.module:Name" of metric sinks of one's own
     sample_every_steps: int = option(200, ge=1, identity=False)  # samples/; also at the last step
     sample_prompts: tuple[str, ...] = option(("",), identity=False)  # one sample each
     sample_tokens: int = option(64, ge=1, identity=False)  # new tokens per sample
@@ -319,6 +328,9 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     profile = config.log.profile
     if profile and not (len(profile) == 2 and profile[0] <= profile[1]):
         raise bad_value("log.profile", profile, "() or (first step, last step)")
+    for name in config.log.sinks:
+        if not _EXTENSION.fullmatch(name):
+            raise bad_value("log.sinks", name, '"package.module:Name"')
     parallel = _check_mesh(config.parallel, devices)
     shards = parallel.data * parallel.fsdp
     if data.batch_size % (optimizer.accumulation_steps * shards):
@@ -326,6 +338,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
             f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
             f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
         )
+    _check_stages(config, optimizer.accumulation_steps * shards)
     eval_rows = config.eval.batch_size
     if eval_rows is not None and eval_rows % shards:
         raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {shards} batch shards.")
@@ -381,6 +394,23 @@ def _check_optimizer(optimizer: OptimizerConfig, precision: PrecisionConfig) -> 
         raise ConfigError(
             f"config.precision.moments={precision.moments!r}: {optimizer.name} keeps no first moment; {hint}use float32."
         )
+
+
+def _check_stages(config: Config, batch_multiple: int) -> None:
+    data, last = config.data, config.optimizer.num_steps - 1
+    firsts = [first for first, _, _ in data.stages]
+    if firsts != sorted(set(firsts)) or (firsts and firsts[-1] > last):
+        raise bad_value("data.stages", data.stages, f"first steps that ascend, up to optimizer.num_steps - 1 = {last}")
+    for stage in data.stages:
+        _, batch_size, length = stage
+        if not batch_size or batch_size % batch_multiple:
+            accepted = f"a batch_size (the second) that is a multiple of {batch_multiple}, accumulation_steps times batch shards"
+            raise bad_value("data.stages", stage, accepted)
+        if not length or data.sequence_length % length:
+            accepted = (
+                f"a sequence_length (the third) that divides data.sequence_length={data.sequence_length}, the longest"
+            )
+            raise bad_value("data.stages", stage, accepted)
 
 
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Every refusal names the field's path, the value and what is accepted."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -238,8 +239,6 @@ def test_overrides_read_as_the_fields_type():
 
 
 def test_a_resolved_config_survives_json():
-    import json
-
     config = resolve(changed(model__window="(8, None)"))
     assert resolve(json.loads(json.dumps(to_dict(config)))) == config
 
@@ -269,3 +268,37 @@ def test_the_fingerprint_omits_defaults_so_that_a_new_field_renames_no_run():
 def test_the_model_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().num_layers = 3
+
+
+@pytest.mark.parametrize(
+    ("stages", "needle"),
+    [
+        ("((20,8,16),(10,8,16))", "ascend"),
+        ("((10,8,16),(10,8,32))", "ascend"),
+        ("((400,8,16),)", "num_steps - 1 = 399"),
+        ("((10,6,16),)", "multiple of 4"),
+        ("((10,0,16),)", "multiple of 4"),
+        ("((10,8,24),)", "divides data.sequence_length=128"),
+        ("((10,8,256),)", "divides data.sequence_length=128"),
+        ("((10,8,0),)", "divides data.sequence_length=128"),
+        ("((10,8),)", "an integer, an integer, an integer"),
+        ("(10,8,16)", "an integer, an integer, an integer"),
+        ("((-1,8,16),)", "at least 0"),
+    ],
+)
+def test_a_batch_schedule_that_cannot_be_is_refused(stages, needle):
+    config = changed(data__stages=stages, data__batch_size="16", optimizer__accumulation_steps="2")
+    refused(config, "config.data.stages", needle, devices=2)
+
+
+def test_a_batch_schedule_begins_with_the_batch_size_unless_it_says_otherwise():
+    stages = ((200, 32, 64),)
+    config = resolve(changed(data__stages=str(stages)))
+    assert config.data.schedule == ((0, 16, 128), (200, 32, 64))
+    assert resolve(changed(data__stages="((0,8,64),(200,32,128))")).data.schedule == ((0, 8, 64), (200, 32, 128))
+    assert fingerprint(config) != fingerprint(resolve(changed()))
+    assert resolve(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_sink_that_is_no_name_is_refused():
+    refused(changed(log__sinks="('mlflow',)"), "config.log.sinks='mlflow'", "package.module:Name")

@@ -91,6 +91,7 @@ def _keep_freed_memory() -> None:
 def resolve_here(config_dict) -> Config:
     """Resolve a config against the devices of this machine."""
     from lm.parallel.devices import detect
+    from lm.train.metrics import check_sinks
 
     jax = setup_jax((config_dict.get("data") or {}).get("cache"))
     config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
@@ -102,6 +103,7 @@ def resolve_here(config_dict) -> Config:
     for field, name in extensible.items():
         if ":" in name:
             load_extension(field, name)  # refused now, not after the data is prepared
+    check_sinks(config.log)
     return config
 
 
@@ -186,6 +188,7 @@ def open_run(
     rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
     plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share
     plain["optimizer"]["accumulation_steps"] = 1
+    plain["data"]["stages"] = ()
     plain["eval"]["batch_size"] = None
     config = resolve(plain, devices=jax.device_count(), capabilities=detect())
     has_ema = config.optimizer.ema_decay is not None

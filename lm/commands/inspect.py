@@ -108,7 +108,7 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
     if config.model.vocab_size is None:
         config = with_vocabulary(config, _tokenizer_vocabulary(config))
     length, counts = config.data.sequence_length, parameter_counts(config.model)
-    result = {
+    return {
         "config": args.config or args.preset,
         "parameters": counts["total"],
         "non_embedding_parameters": counts["non_embedding"],
@@ -116,14 +116,28 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
         "sequence_length": length,
         "forward_flops_per_token": dict(flops_per_token(config.model, length)),
         "train_flops_per_token": train_flops_per_token(config.model, length),
-        "tokens_per_step": config.data.batch_size * length,
+        **({} if args.preset else _training(config)),  # a shape alone trains on nothing
         "devices": args.devices,
         "state_bytes_per_device": {f"zero_{n}": part for n, part in state_bytes(config, args.devices).items()},
         "arrays": [{"path": path, "shape": list(shape)} for path, shape in parameter_shapes(config.model).items()],
     }
-    if args.preset:  # a shape alone trains on nothing
-        del result["tokens_per_step"]
-    return result
+
+
+def _training(config) -> dict[str, Any]:
+    """Return the tokens and FLOPs of the whole run, over all stages of its schedule."""
+    from lm.data.stages import Stages
+    from lm.model.flops import train_flops_per_token
+
+    stages, num_steps = Stages(config.data.schedule, config.data.sequence_length), config.optimizer.num_steps
+    by_stage = {stage.first: stage.batch_size * stage.sequence_length for stage in stages}
+    return {
+        "tokens_per_step": by_stage if len(stages) > 1 else stages.tokens(1),
+        "training_tokens": stages.tokens(num_steps),
+        "training_flops": sum(
+            tokens * train_flops_per_token(config.model, length)
+            for length, tokens in stages.tokens_by_length(num_steps).items()
+        ),
+    }
 
 
 def _tokenizer_vocabulary(config) -> int:

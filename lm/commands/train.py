@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         loader = Loader(
             dataset,
             sequence_length=config.data.sequence_length,
-            batch_size=config.data.batch_size,
+            stages=config.data.schedule,
             packing=config.data.packing,
             document_mask=config.data.document_mask,
             seed=config.seed,

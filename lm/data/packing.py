@@ -108,6 +108,15 @@ def best_fit_plan(doc_starts: np.ndarray, doc_lengths: np.ndarray, row_length: i
     return ListedPlan(starts, lengths, order, offsets)
 
 
+def cut_runs(runs: Runs, columns: np.ndarray, length: int) -> Runs:
+    """Return what of some rows' runs lies in `length` columns from `columns` (one per row) on, columns from 0."""
+    begin = np.maximum(runs.column, columns[runs.row])
+    end = np.minimum(runs.column + runs.length, columns[runs.row] + length)
+    kept = begin < end
+    row, begin, end = runs.row[kept], begin[kept], end[kept]
+    return Runs(row, begin - columns[row], runs.start[kept] + begin - runs.column[kept], end - begin)
+
+
 def cut_documents(doc_starts: np.ndarray, doc_lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut documents into consecutive pieces of `size` tokens and a remainder; return (starts, lengths)."""
     doc_starts, doc_lengths = np.asarray(doc_starts, np.int64), np.asarray(doc_lengths, np.int64)

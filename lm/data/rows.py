@@ -23,7 +23,7 @@ def fill_rows(
 
     Args:
       shard: the token stream.
-      runs: what fills the rows; every row has at least one run, the first at column 0.
+      runs: what fills the rows, each from column 0 on; the rest of a row is padding.
       num_rows: B.
       row_length: T.
       token_bytes_V: UTF-8 bytes per token id.

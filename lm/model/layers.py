@@ -45,9 +45,11 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config, kind = self.config, self.kind or self.config.norm
         row = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        vector = lambda name, init: (
-            self.param(name, init, row[-1:], self.precision.parameters).astype(jnp.float32).reshape(row)
-        )  # noqa: E731
+
+        def vector(name: str, init: Callable) -> jax.Array:
+            leaf = self.param(name, init, row[-1:], self.precision.parameters)
+            return leaf.astype(jnp.float32).reshape(row)
+
         y = x.astype(jnp.float32)
         if kind == "layernorm":
             y = y - jnp.mean(y, -1, keepdims=True)

@@ -13,6 +13,7 @@ import numpy as np
 from lm.checkpoint.store import Checkpoints
 from lm.config import Config
 from lm.data.prefetch import Prefetcher
+from lm.data.stages import Stages
 from lm.errors import ConfigError, LmError, Preempted
 from lm.model.flops import train_flops_per_token
 from lm.optim import hyperparameters
@@ -20,16 +21,17 @@ from lm.parallel.mesh import place_batch, replicated
 from lm.storage import join
 from lm.train.interrupts import Interrupts
 from lm.train.loss_scale import FLOOR
-from lm.train.metrics import EventSink, JsonlSink, combine
+from lm.train.metrics import open_sinks
 from lm.train.step import BuiltStep, TrainState
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
 
 
 class Batches(Protocol):
-    """What the loop needs of a loader: batches by step, and the identity of the data."""
+    """What the loop needs of a loader: batches by step, their shapes, and the identity of the data."""
 
     manifest_hash: str
+    stages: Stages
 
     def batch(self, step: int, rows: Any = None, columns: Any = None) -> Mapping[str, np.ndarray]: ...
 
@@ -69,8 +71,11 @@ def train(
       1. The newest readable checkpoint in `workdir/checkpoints`; damaged ones are passed over.
       2. The parameters of `initial_params()` (`config.init_from`), with a fresh optimizer.
       3. A fresh initialization from `config.seed`.
-    On resume the data must be what it was (ConfigError otherwise), and the metrics after the
-    restored step are cut, because those steps run again.
+    On resume the data must be what it was, read as far as it was (ConfigError otherwise), and the
+    metrics after the restored step are cut, because those steps run again.
+
+    The step is compiled when a batch shape comes for the first time: once, or once per stage of
+    `config.data.stages`. Rates count neither that time nor the hooks'.
 
     Args:
       config: resolved, with `vocab_size`.
@@ -91,9 +96,7 @@ def train(
       LmError: the loss is not finite, or a file cannot be written.
     """
     num_steps, interrupts = config.optimizer.num_steps, interrupts or Interrupts()
-    mesh, length = built.mesh, config.data.sequence_length
-    micro = config.optimizer.accumulation_steps
-    shape = (micro, config.data.batch_size // micro, length)
+    mesh, stages, micro = built.mesh, loader.stages, config.optimizer.accumulation_steps
     checkpoints = Checkpoints(join(workdir, "checkpoints"), keep=config.checkpoint.keep, warn=console.note)
 
     # 1. The state: resumed, started from a checkpoint, or fresh.
@@ -107,24 +110,32 @@ def train(
                 f"the data changed since this run began (manifest {restored.data['manifest_hash'][:12]} then, "
                 f"{loader.manifest_hash[:12]} now); restore the data or choose another --workdir."
             )
+        if restored.data["rows_consumed"] != loader.rows_consumed(first):
+            raise ConfigError(
+                f"the batch schedule changed since this run began ({restored.data['rows_consumed']} rows read by step "
+                f"{first} then, {loader.rows_consumed(first)} now); restore config.data.batch_size, sequence_length "
+                "and stages, or choose another --workdir."
+            )
         step = jax.device_put(np.int32(first), replicated(mesh))
         state = TrainState(step=step, **restored.items)
         console.note(f"resumed at step {first} of {num_steps}")
     else:
         state = built.init() if initial_params is None else built.init(initial_params())
-    jsonl = JsonlSink(workdir)
-    jsonl.truncate_after(first if first else -1)
-    events = [EventSink(workdir, first_step=first + 1)] if config.log.tensorboard else []
-    records = combine([jsonl, *events])
+    records = open_sinks(config, workdir, first + 1, (meta or {}).get("fingerprint", ""), console.note)
 
     # 2. Batches and hyperparameters, built and placed in the background.
     def inputs(step: int):
+        stage = stages.at(step)
+        shape = (micro, stage.batch_size // micro, stage.sequence_length)
         batch = place_batch(mesh, shape, lambda rows, columns: loader.batch(step, rows, columns))
         scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
         return batch, jax.device_put(scalars, replicated(mesh))
 
     # 3. Metrics, fetched one step late so that the devices never wait for the host.
-    flops = train_flops_per_token(config.model, length) / jax.device_count()
+    flops_per_token = {
+        length: train_flops_per_token(config.model, length) / jax.device_count()
+        for length in {stage.sequence_length for stage in stages}
+    }
     clock = _Clock()
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
@@ -151,16 +162,17 @@ def train(
             )
         if done % config.log.every_steps and done not in (first + 1, num_steps):
             return
-        rate, seconds = clock.rate(loader.rows_consumed(done) * length)
+        flops = sum(n * flops_per_token[length] for length, n in stages.tokens_by_length(done).items())
+        rate, flops_rate, seconds = clock.rates(stages.tokens(done), flops)
         write(
             {
                 "step": done,
                 **measured,
                 "learning_rate": hyperparameters(config.optimizer, done - 1)["learning_rate"],
-                "tokens": loader.rows_consumed(done) * length,
+                "tokens": stages.tokens(done),
                 "epoch": round(loader.epoch(done), 4),
                 "tokens_per_second": rate,
-                "mfu": None if rate is None or peak_flops is None else rate * flops / peak_flops,
+                "mfu": None if flops_rate is None or peak_flops is None else flops_rate / peak_flops,
                 "seconds": seconds,
             }
         )
@@ -175,14 +187,28 @@ def train(
             meta={"step": step, **(meta or {})},
         )
 
-    # 4. The loop.
+    # 4. One program per batch shape, compiled when its first batch comes.
+    programs: dict[tuple[int, int], Callable] = {}
+
+    def program(step: int, batch: Any, hparams: Any) -> Callable:
+        shape = (stages.at(step).batch_size, stages.at(step).sequence_length)
+        if shape not in programs:
+            report()  # else the step before would wait for its record, and its time would hold the compilation
+            if len(stages) > 1:
+                console.note(f"step {step}: batch {shape[0]} x {shape[1]} tokens; compiling")
+            with clock.paused():
+                programs[shape] = built.step.lower(state, batch, hparams).compile()
+        return programs[shape]
+
+    # 5. The loop.
     profiler = _Profiler(join(workdir, "profile"), config.log.profile)
     try:
         with interrupts.deferred(), Prefetcher(inputs, first, num_steps, config.data.prefetch) as batches:
             for step, (batch, hparams) in batches:
                 profiler.before(step)
+                run_step = program(step, batch, hparams)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = built.step(state, batch, hparams)
+                    state, metrics = run_step(state, batch, hparams)
                 report()
                 done = step + 1
                 pending = done, metrics
@@ -220,23 +246,28 @@ def train(
 
 
 class _Clock:
-    """Tokens per second since the last record; the first interval, which compiles, has no rate."""
+    """Tokens and FLOPs per second since the last record; the first interval, which sets up, has no rate."""
 
     def __init__(self):
         self._start = self._last_time = time.monotonic()
-        self._last_tokens: int | None = None
+        self._last: tuple[int, float] | None = None  # tokens and FLOPs
         self._pause = 0.0
 
-    def rate(self, tokens: int) -> tuple[float | None, float]:
-        """Return (tokens per second since the last call, or None at the first; seconds since the start)."""
+    def rates(self, tokens: int, flops: float) -> tuple[float | None, float | None, float]:
+        """Take the run's totals; return tokens and FLOPs per second since the last call, and seconds since the start.
+
+        The rates are None at the first call.
+        """
         now = time.monotonic()
         elapsed = now - self._last_time - self._pause
-        rate = None if self._last_tokens is None or elapsed <= 0 else (tokens - self._last_tokens) / elapsed
-        self._last_time, self._last_tokens, self._pause = now, tokens, 0.0
-        return rate, now - self._start
+        rates = None, None
+        if self._last is not None and elapsed > 0:
+            rates = (tokens - self._last[0]) / elapsed, (flops - self._last[1]) / elapsed
+        self._last_time, self._last, self._pause = now, (tokens, flops), 0.0
+        return *rates, now - self._start
 
     def paused(self) -> "_Pause":
-        """A block whose time does not count: evaluation and samples."""
+        """A block whose time does not count: compilation, evaluation and samples."""
         return _Pause(self)
 
     def add_pause(self, seconds: float) -> None:

@@ -8,16 +8,26 @@ A record is a flat dict with at least `step`. Its `kind` is `train` (the default
          unknown, never 0), seconds (wall time); where they are in use: z_loss (nats per token, not in
          loss), loss_scale (of this step), skipped_steps (so far), and what the objective adds
   eval:  step, split, loss, perplexity, bits_per_byte, tokens, bytes, stride
+
+The run's own files (`metrics.jsonl`, `events/`) must be written: if one cannot be, the run saves nothing more
+and stops with the error. What reports elsewhere (Weights & Biases, `config.log.sinks`) may fail: one warning,
+and the run goes on without it.
 """
 
 import contextlib
+import functools
+import hashlib
+import importlib.util
 import json
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from lm.errors import DamagedFileError
+from lm.config import Config, LogConfig, to_dict
+from lm.errors import ConfigError, DamagedFileError, LmError, Preempted
+from lm.extensions import load_extension
 from lm.storage import LineLog, exists, is_remote, join
 from lm.train.events import EventWriter
 
@@ -92,11 +102,7 @@ class EventSink:
 
     def write(self, record: Record) -> None:
         """Queue the record's numbers under its split's name (train records: `train`)."""
-        group = record.get("split", record.get("kind", "train"))
-        numbers = {name: _plain(value) for name, value in record.items() if name != "step"}
-        self._writer.scalars(
-            int(record["step"]), {f"{group}/{name}": value for name, value in numbers.items() if _is_number(value)}
-        )
+        self._writer.scalars(int(record["step"]), _named_numbers(record))
         if self._cadence.due():
             self.flush()
 
@@ -105,6 +111,86 @@ class EventSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases: the records' numbers under the names that TensorBoard shows, at our steps.
+
+    Entity, mode, key and server are wandb's own environment variables (WANDB_ENTITY, WANDB_MODE=offline, …).
+    The W&B run's id follows from fingerprint and folder, so that a resumed run goes on in the same W&B run,
+    from the first step which that lacks; a run begun afresh in its folder takes its place. Offline, each start
+    leaves a file of its own under `wandb/` with the steps from the resumed one on; after a hard kill, the
+    steps since the checkpoint may be in two of them.
+    """
+
+    def __init__(
+        self, project: str, config: Config, workdir: str, first_step: int, fingerprint: str, note: Callable[[str], None]
+    ):
+        """Open the W&B run; raises wandb's errors (no network) and LmError (no login: it would ask and wait)."""
+        import wandb
+
+        online = wandb.setup(wandb.Settings(silent=True)).settings.mode == "online"
+        if online and not wandb.login(prompt=False, verify=False):
+            raise LmError("no login; use `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline.")
+        place = workdir if is_remote(workdir) else os.path.abspath(workdir)
+        own_folder = is_remote(workdir) or "WANDB_DIR" in os.environ
+        self._run = wandb.init(
+            project=project,
+            id=hashlib.sha256(f"{fingerprint} {place}".encode()).hexdigest()[:16],
+            name=place.rstrip("/").rsplit("/", 1)[-1],
+            dir=None if own_folder else place,
+            config={**to_dict(config), "fingerprint": fingerprint},
+            allow_val_change=True,
+            resume="allow" if first_step > 1 else None,
+            reinit="create_new",
+            # What it prints would break the live line. Without an end, a lost network would hold a finished run.
+            settings=wandb.Settings(silent=True, console="off", init_timeout=60, finish_timeout=60),
+        )
+        self._next = self._run.step if self._run.resumed else 0
+        where = f"offline, in {self._run.dir}" if self._run.offline else self._run.url or "disabled"
+        note(f"Weights & Biases: {where}")
+
+    def write(self, record: Record) -> None:
+        """Send the record, unless the W&B run has had its step from the process before."""
+        if record["step"] >= self._next:
+            self._run.log(_named_numbers(record), step=int(record["step"]))
+
+    def flush(self) -> None:
+        """Do nothing: a process of wandb's own sends the records as they come."""
+
+    def close(self) -> None:
+        """Send what is left, for a minute at most; the rest stays on disk for `wandb sync`."""
+        self._run.finish()
+
+
+class _Expendable:
+    """A sink that reports elsewhere: if it fails, it says so once, and the run goes on without it."""
+
+    def __init__(self, name: str, open_sink: Callable[[], Sink], warn: Callable[[str], None]):
+        self._name, self._warn = name, warn
+        self._sink: Sink | None = None
+        self._sink = self._attempt(open_sink)
+
+    def write(self, record: Record) -> None:
+        if self._sink:
+            self._attempt(self._sink.write, record)
+
+    def flush(self) -> None:
+        if self._sink:
+            self._attempt(self._sink.flush)
+
+    def close(self) -> None:
+        if self._sink:
+            self._attempt(self._sink.close)
+
+    def _attempt(self, action: Callable, *arguments) -> Any:
+        try:
+            return action(*arguments)
+        except Preempted:
+            raise
+        except Exception as error:
+            self._sink, reason = None, " ".join(str(error).split()) or type(error).__name__
+            self._warn(f"{self._name} gets no records from here on, the run goes on: {reason[:300]}")
 
 
 class _Combined:
@@ -128,6 +214,53 @@ class _Combined:
 def combine(sinks: Sequence[Sink]) -> Sink:
     """Return one sink that hands every record to each; closing closes all, even if one fails, and then raises."""
     return _Combined(sinks)
+
+
+def check_sinks(log: LogConfig) -> None:
+    """Refuse sinks that this machine cannot have, before anything is done.
+
+    Raises:
+      ConfigError: a package or an extension is missing.
+    """
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(f"config.log.wandb={log.wandb!r} needs the package wandb: pip install -e '.[log]'.")
+    for name in log.sinks:
+        load_extension("log.sinks", name)
+
+
+def open_sinks(
+    config: Config, workdir: str, first_step: int, fingerprint: str = "", note: Callable[[str], None] = print
+) -> Sink:
+    """Return every sink of a run as one.
+
+    A sink of one's own, `config.log.sinks = ("package.module:Name",)`, is opened as
+    `Name(config, workdir, first_step)` and is a `Sink`.
+
+    Args:
+      config: of the run; `config.log` says which sinks.
+      workdir: the run's folder.
+      first_step: the first step of which records will come; what `metrics.jsonl` has of it and of later
+        ones is cut, for those steps run again. At 1 the run begins, and everything is cut.
+      fingerprint: of the run.
+      note: shows a line to the person.
+
+    Raises:
+      ConfigError: a package or an extension is missing.
+      LmError: a file in the run's folder cannot be read or written.
+    """
+    check_sinks(config.log)
+    jsonl = JsonlSink(workdir)
+    jsonl.truncate_after(first_step - 1 if first_step > 1 else -1)
+    sinks: list[Sink] = [jsonl]
+    if config.log.tensorboard:
+        sinks.append(EventSink(workdir, first_step))
+    if config.log.wandb:
+        opened = functools.partial(WandbSink, config.log.wandb, config, workdir, first_step, fingerprint, note)
+        sinks.append(_Expendable("Weights & Biases", opened, note))
+    for name in config.log.sinks:
+        own = load_extension("log.sinks", name)
+        sinks.append(_Expendable(name, functools.partial(own, config, workdir, first_step), note))
+    return combine(sinks)
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -157,6 +290,13 @@ def to_json(record: Record) -> str:
 def _plain(value: Any) -> Any:
     """Return a zero-dimensional array or numpy scalar as the Python number it holds."""
     return value.item() if hasattr(value, "item") else value
+
+
+def _named_numbers(record: Record) -> dict[str, float]:
+    """Return a record's numbers as `split/name`; a train record's split is `train`."""
+    group = record.get("split", record.get("kind", "train"))
+    plain = {f"{group}/{name}": _plain(value) for name, value in record.items() if name != "step"}
+    return {name: value for name, value in plain.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

@@ -86,7 +86,18 @@ def test_inspect_of_a_config_agrees_with_the_trained_model(lm, finished, config)
     result = json.loads(lm("inspect", "--config", config, "--json").out)
     assert result["parameters"] == json.loads((finished / "config.json").read_text())["num_parameters"]
     assert result["tokens_per_step"] == 16 * 32
+    assert result["training_tokens"] == 20 * 16 * 32
+    assert result["training_flops"] == 20 * 16 * 32 * result["train_flops_per_token"]
     assert "one of them" in lm("inspect").refusal(2)
+
+
+def test_inspect_of_a_config_counts_each_stage_of_its_batch_schedule(lm, config):
+    stages = "--config.data.stages=((0,32,8),(5,8,32))"
+    whole, staged = (json.loads(lm("inspect", "--config", config, "--json", *more).out) for more in ((), (stages,)))
+    assert staged["tokens_per_step"] == {"0": 256, "5": 256}
+    assert staged["training_tokens"] == 20 * 256
+    # Attention is cheaper in the quarter of the tokens that sees short rows.
+    assert 0.9 < staged["training_flops"] / (staged["training_tokens"] * whole["train_flops_per_token"]) < 1
 
 
 EXPERIMENTS = sorted(path for path in (REPOSITORY / "experiments").glob("*.py") if path.stem != "__init__")

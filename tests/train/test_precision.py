@@ -11,6 +11,7 @@ import pytest
 
 from lm.capabilities import Capabilities
 from lm.config import apply_overrides, default, resolve
+from lm.data.stages import Stages
 from lm.errors import ConfigError, LmError, Preempted
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model import Transformer
@@ -19,7 +20,7 @@ from lm.storage import make_folder
 from lm.train import loss_scale
 from lm.train.interrupts import Interrupts
 from lm.train.loop import Hook, train
-from tests.train.common import B, built_step, fake_batch, mesh_of, numpy_batch, run_steps, scalars, small_config
+from tests.train.common import B, T, built_step, fake_batch, mesh_of, numpy_batch, run_steps, scalars, small_config
 
 EVERYTHING = {
     "model.num_layers": "1",
@@ -151,6 +152,7 @@ class Loader:
     """One batch, again and again."""
 
     manifest_hash = "0" * 64
+    stages = Stages(((0, B, T),), T)
 
     def batch(self, step, rows, columns):
         return {name: a[rows][:, columns] for name, a in numpy_batch(0).items()}

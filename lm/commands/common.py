@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from lm.capabilities import FLOAT8_MATMUL, Capabilities
 from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
 from lm.data.document import Progress
-from lm.errors import ConfigError, LmError, UsageError
+from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
 from lm.storage import cache_root, join
 from lm.train.run_folder import read_run_info
@@ -42,6 +43,14 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
         config = module.get_config()
     except LmError:
         raise
+    except AttributeError as error:
+        typo = re.search(r'Key "(\w+)" does not exist', str(error))  # ConfigDict's, followed by the whole config
+        if typo is None:
+            raise ConfigError(f'"{path}": AttributeError: {error}') from error
+        sections = to_dict(Config())
+        names = [*sections, *(name for part in sections.values() if isinstance(part, dict) for name in part)]
+        hint = did_you_mean(typo[1], names)
+        raise ConfigError(f'"{path}" sets "{typo[1]}", which is not a field there.{hint}') from error
     except Exception as error:  # the user's own file: whatever is wrong in it is a config error
         raise ConfigError(f'"{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
     if not isinstance(config, ConfigDict):

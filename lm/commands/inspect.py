@@ -159,8 +159,8 @@ def _show(result: dict[str, Any]) -> None:
     if by_stage:
         print(f"state per device on {result['devices']} devices, activations come on top:")
         for stage, parts in by_stage.items():
-            sizes = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in parts.items())
-            print(f"  {stage.replace('_', ' ').replace('zero', 'ZeRO')}: {sizes} GiB")
+            sizes = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+            print(f"  {stage.replace('zero_', 'ZeRO ')}: {sizes}")
     print()
     width = max(len(a["path"]) for a in arrays)
     for a in arrays:
@@ -169,6 +169,11 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _figure(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:.4g}" if value >= 1e15 else f"{value:,.0f}"
+    return str(value)
+
+
+def _size(num_bytes: int) -> str:
+    exponent, unit = (30, "GiB") if num_bytes >= 2**28 else (20, "MiB")
+    return f"{num_bytes / 2**exponent:.2f} {unit}"

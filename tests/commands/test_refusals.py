@@ -46,7 +46,7 @@ CONFIG_FILES = {
     "does not parse": ("def get_config(:\n", "SyntaxError"),
     "misspells a field": (
         "from lm.config import default\ndef get_config():\n    c = default()\n    c.model.num_layres = 2\n    return c\n",
-        "num_layres",
+        'sets "num_layres", which is not a field there. Did you mean "num_layers"?',
     ),
     "has no get_config": ("config = 1\n", "has no get_config()"),
     "returns nothing": ("def get_config():\n    pass\n", "returned None"),

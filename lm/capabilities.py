@@ -43,6 +43,12 @@ class Capabilities:
     platform: str = "cpu"
     device_kind: str = "cpu"
     attention: Mapping[str, AttentionSupport] = dataclasses.field(default_factory=lambda: ATTENTION)
+    memory_bytes: int | None = None  # of one device, what a program may use of it; None: not known
+
+    @property
+    def can_offload(self) -> bool:
+        """Whether the host's memory is another one: on a CPU JAX accepts an offload and saves nothing by it."""
+        return self.platform in ("gpu", "tpu")
 
     def peak_flops(self, dtype: str) -> float | None:
         """Return the chip's peak FLOP/s for a compute type, or None where it is not known."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.axes import ACTIVATIONS
 from lm.capabilities import Capabilities
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build, field_types, option, parse, unknown_field
@@ -47,7 +48,7 @@ class ModelConfig:
     initializer: str = option("gpt2", choices=("gpt2", "fan_in", "zero_out"))  # see lm/model/initializers.py
     embedding_std: float = option(0.02, gt=0)  # standard deviation of embeddings (and of all weights in gpt2)
     attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
-    remat: str = option("none", choices=("none", "full", "dots"), identity=False)  # what the backward pass recomputes
+    remat: str = option("none", identity=False)  # none, full, dots, or what is kept: see lm/model/remat.py
     scan_unroll: int = option(1, ge=1, identity=False)  # layer groups per loop iteration (CPU: L is faster)
     loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
 
@@ -277,6 +278,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
     model = config.model
     _check_extension("model.block", model.block, ("transformer",))
+    _check_remat(config, capabilities)
     if model.head_dim is None and model.d_model % model.num_heads:
         raise ConfigError(
             f"config.model.num_heads={model.num_heads}: expected a divisor of d_model={model.d_model}, or set head_dim."
@@ -334,6 +336,43 @@ def _check_attention(config: Config, capabilities: Capabilities) -> str:
         if needed and not getattr(support, what):
             raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
     return name
+
+
+def remat_names(policy: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names that a remat policy (other than `none`) keeps on the device, and those it offloads.
+
+    `full` keeps none; `offload:` separates the two: `query,key,offload:attention_out,mlp_hidden`.
+    """
+    kept, _, offloaded = policy.partition("offload:")
+    kept = "" if kept == "full" else kept
+    return tuple(tuple(name.strip() for name in part.split(",") if name.strip()) for part in (kept, offloaded))
+
+
+def _check_remat(config: Config, capabilities: Capabilities) -> None:
+    policy, custom_block = config.model.remat, ":" in config.model.block
+    if policy in ("none", "full"):
+        return
+    kept, offloaded = remat_names(policy)
+    for name in (*kept, *offloaded):
+        accepted = (*ACTIVATIONS, "dots") if name in kept else tuple(ACTIVATIONS)
+        if name not in accepted and not (custom_block and name.isidentifier()):  # a block names what it likes
+            everything = ("none", "full", *accepted)
+            raise ConfigError(
+                f"config.model.remat={policy!r}: {name!r} is not the name of an activation; expected none, full, dots, "
+                f"or some of {', '.join(ACTIVATIONS)}, separated by commas and after offload: those that go to the "
+                f"host.{did_you_mean(name, everything)}"
+            )
+    both = set(kept) & set(offloaded)
+    if both or not (kept or offloaded):
+        raise ConfigError(
+            f"config.model.remat={policy!r}: expected each name once, and at least one"
+            f"{f', but {sorted(both)[0]} is both kept and offloaded' if both else ''}."
+        )
+    if offloaded and not capabilities.can_offload:
+        raise ConfigError(
+            f"config.model.remat={policy!r} moves activations to the host's memory; on {capabilities.platform} the "
+            f"device's memory is the host's. Name them without offload:."
+        )
 
 
 def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:

@@ -1,7 +1,10 @@
 """The one place where an activation meets a parameter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 def linear(x: jax.Array, kernel: jax.Array, spec: str) -> jax.Array:
@@ -12,7 +15,32 @@ def linear(x: jax.Array, kernel: jax.Array, spec: str) -> jax.Array:
       kernel: parameter in the parameter type (f32 master weights are cast here, once per use).
       spec: dimension letters, e.g. `BTD,DF->BTF`.
 
-    Accumulates in f32 on every backend.
+    Accumulates in f32 on every backend; so does the kernel's gradient. The result is named `linear`
+    for remat policies.
     """
-    out = jnp.einsum(spec, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
+    return checkpoint_name(_matmul(x, kernel, spec), "linear")
+
+
+# Its own backward pass, because autodiff's multiplies the f32 cotangent of the accumulator with a bf16
+# operand (no such matmul is fast), rounds the kernel's gradient to bf16, and keeps the cast kernel:
+# one more copy of all parameters, where the kernel itself is there anyway.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, kernel, spec):
+    return jnp.einsum(spec, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _matmul_fwd(x, kernel, spec):
+    return _matmul(x, kernel, spec), (x, kernel)
+
+
+def _matmul_bwd(spec, residuals, g):
+    x, kernel = residuals
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dx = dot(f"{out},{right}->{left}", g, kernel.astype(x.dtype))
+    dkernel = dot(f"{left},{out}->{right}", x, g)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)

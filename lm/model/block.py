@@ -36,6 +36,9 @@ class Attention(nn.Module):
             k_BTKH = Norm("rmsnorm", config.norm_epsilon, False, self.param_dtype, name="key_norm")(k_BTKH)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
+        q_BTNH = checkpoint_name(q_BTNH, "query")
+        k_BTKH = checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
         k_BSKH, v_BSKH, kv_segment_ids_BS, offset = k_BTKH, v_BTKH, segment_ids_BT, 0
         if cache is not None:
             offset, kv_segment_ids_BS = cache["length"], cache["segment_ids_BS"]
@@ -67,12 +70,13 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         config = self.config
-        up_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="up")(x_BTD)
+        up_BTF = checkpoint_name(Linear(config, "BTD,DF->BTF", self.param_dtype, name="up")(x_BTD), "mlp_up")
         if config.activation in ("swiglu", "geglu"):
-            gate_BTF = Linear(config, "BTD,DF->BTF", self.param_dtype, name="gate")(x_BTD)
+            gate_BTF = checkpoint_name(Linear(config, "BTD,DF->BTF", self.param_dtype, name="gate")(x_BTD), "mlp_gate")
             hidden_BTF = (nn.silu if config.activation == "swiglu" else nn.gelu)(gate_BTF) * up_BTF
         else:
             hidden_BTF = nn.gelu(up_BTF) if config.activation == "gelu" else jnp.square(nn.relu(up_BTF))
+        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_hidden")
         return Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, name="down")(hidden_BTF)
 
 
@@ -95,14 +99,16 @@ class Block(nn.Module):
         norm = lambda name: Norm(config.norm, config.norm_epsilon, config.bias, self.param_dtype, name=name)  # noqa: E731
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         attend = Attention(config, self.param_dtype, self.attention, self.constrain, name="attention")
+        x_BTD = checkpoint_name(x_BTD, "block_input")
         out_BTD, cache = attend(
-            norm("attention_norm")(x_BTD),
+            checkpoint_name(norm("attention_norm")(x_BTD), "attention_norm"),
             tokens_BT=tokens_BT,
             rope=rope,
             segment_ids_BT=segment_ids_BT,
             window=window,
             cache=cache,
         )
-        x_BTD = self.constrain(x_BTD + drop(out_BTD), "BTD")
-        out_BTD = FeedForward(config, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BTD))
+        x_BTD = checkpoint_name(self.constrain(x_BTD + drop(out_BTD), "BTD"), "mlp_input")
+        in_BTD = checkpoint_name(norm("mlp_norm")(x_BTD), "mlp_norm")
+        out_BTD = FeedForward(config, self.param_dtype, name="mlp")(in_BTD)
         return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache

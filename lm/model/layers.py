@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.kernels.linear import linear
+from lm.kernels.norm import norm
 from lm.model.initializers import kernel_std, normal
 
 
@@ -59,17 +60,11 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        row = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
-        y = y * self.param("scale", nn.initializers.ones, row[-1:], self.param_dtype).astype(jnp.float32).reshape(row)
-        if self.bias and self.kind == "layernorm":
-            y = y + self.param("bias", nn.initializers.zeros, row[-1:], self.param_dtype).astype(jnp.float32).reshape(
-                row
-            )
-        return y.astype(x.dtype)
+        vector = lambda name, init: self.param(name, init, x.shape[-1:], self.param_dtype).astype(jnp.float32)  # noqa: E731
+        scale = vector("scale", nn.initializers.ones)
+        centred = self.kind == "layernorm"
+        bias = vector("bias", nn.initializers.zeros) if self.bias and centred else None
+        return norm(x, scale, bias, centred, self.epsilon)
 
 
 class Embedding(nn.Module):

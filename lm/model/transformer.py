@@ -17,14 +17,10 @@ from lm.extensions import load_extension
 from lm.kernels.attention import attention as default_attention
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, rope_angles, stacked
+from lm.model.remat import rematerialized
 
 Params = dict[str, Any]
 Cache = dict[str, Any]
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,33 +122,37 @@ class Transformer:
         period = len(config.window)
         block = self._block
 
+        def layer(number, x_BTD, layers, own, rngs):
+            return block.apply(
+                # Sliced here, inside the remat unit: a slice that is kept for the backward pass is a copy.
+                {"params": _layer(layers, number) if period > 1 else layers},
+                x_BTD,
+                **context,
+                window=config.window[number],
+                cache=own,
+                deterministic=not use_dropout,
+                rngs=rngs,
+            )
+
+        layer = rematerialized(layer, config.remat, sliced=period > 1)
+
         def group(x_BTD, xs):
             layers, layer_cache, first = xs
             caches = []
-            for i, window in enumerate(config.window):
+            for i in range(period):
                 own = (
                     None
                     if cache is None
                     else {**_layer(layer_cache, i), "length": length, "segment_ids_BS": segments_BS}
                 )
                 rngs = {"dropout": jax.random.fold_in(dropout_key, first + i)} if use_dropout else None
-                x_BTD, updated = block.apply(
-                    {"params": _layer(layers, i)},
-                    x_BTD,
-                    **context,
-                    window=window,
-                    cache=own,
-                    deterministic=not use_dropout,
-                    rngs=rngs,
-                )
+                x_BTD, updated = layer(i, x_BTD, layers, own, rngs)
                 caches.append(updated)
             return x_BTD, None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
 
-        if config.remat != "none":
-            group = jax.checkpoint(group, policy=_REMAT_POLICIES[config.remat])
         layer_cache = None if cache is None else stacked(cache["layers"], period)
         first = jnp.arange(0, config.num_layers, period)
-        xs = (stacked(params["layers"], period), layer_cache, first)
+        xs = (stacked(params["layers"], period) if period > 1 else params["layers"], layer_cache, first)
         x_BTD, updated = jax.lax.scan(group, x_BTD, xs, unroll=min(config.scan_unroll, config.num_layers // period))
         x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
         if cache is None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
+from lm.kernels.activations import GATED, activate
 from lm.model.layers import Embedding, Linear, Norm, apply_rope
 
 
@@ -69,14 +70,12 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD):
-        config = self.config
-        up_BTF = checkpoint_name(Linear(config, "BTD,DF->BTF", self.param_dtype, name="up")(x_BTD), "mlp_up")
-        if config.activation in ("swiglu", "geglu"):
-            gate_BTF = checkpoint_name(Linear(config, "BTD,DF->BTF", self.param_dtype, name="gate")(x_BTD), "mlp_gate")
-            hidden_BTF = (nn.silu if config.activation == "swiglu" else nn.gelu)(gate_BTF) * up_BTF
-        else:
-            hidden_BTF = nn.gelu(up_BTF) if config.activation == "gelu" else jnp.square(nn.relu(up_BTF))
-        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_hidden")
+        config, gate_BTF = self.config, None
+        project = lambda name: Linear(config, "BTD,DF->BTF", self.param_dtype, name=name)(x_BTD)  # noqa: E731
+        up_BTF = checkpoint_name(project("up"), "mlp_up")
+        if config.activation in GATED:
+            gate_BTF = checkpoint_name(project("gate"), "mlp_gate")
+        hidden_BTF = checkpoint_name(activate(config.activation, up_BTF, gate_BTF), "mlp_hidden")
         return Linear(config, "BTF,FD->BTD", self.param_dtype, residual=True, name="down")(hidden_BTF)
 
 

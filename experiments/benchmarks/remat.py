@@ -132,7 +132,9 @@ def on_this_machine(policies, rounds: int) -> list[dict]:
 def show(rows: list[dict]) -> None:
     """Print the table, memory and time as ratios to `none`."""
     none = rows[0]
-    print(f"{'policy':46s} {'temporaries':>11s} {'none/':>6s} {'principles':>10s} {'ratio':>6s} {'host':>6s} {'time':>6s}")
+    print(
+        f"{'policy':46s} {'temporaries':>11s} {'none/':>6s} {'principles':>10s} {'ratio':>6s} {'host':>6s} {'time':>6s}"
+    )
     for row in rows:
         mib = lambda name, row=row: f"{row.get(name, math.nan) / 2**20:.0f}"  # noqa: E731
         time_ratio = f"{row['ratios']:.2f}" if "ratios" in row else ""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
+from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict, with_vocabulary
 from lm.errors import ConfigError, LmError, UsageError
 from lm.extensions import load_extension
 from lm.storage import cache_root, join
@@ -101,7 +101,27 @@ def resolve_here(config_dict) -> Config:
 def resolve_anywhere(config_dict) -> Config:
     """Resolve what does not depend on the machine: a config for a pod is looked at on a laptop."""
     config_dict.parallel = to_dict(ParallelConfig(data=1))
+    config_dict.model.remat = "none"  # whether activations can be offloaded depends on it
     return resolve(config_dict)
+
+
+def resolve_for(config_dict, topology) -> Config:
+    """Resolve a config for a `Topology` that is not here, its vocabulary filled in without preparing data."""
+    config = resolve(config_dict, devices=topology.num_devices, capabilities=topology.capabilities)
+    if config.model.vocab_size is None:
+        config = with_vocabulary(config, tokenizer_vocabulary(config))
+    return config
+
+
+def tokenizer_vocabulary(config: Config) -> int:
+    """Return the vocabulary that a config's tokenizer has, or will have when it is trained."""
+    from lm.tokenizer import OFFICIAL, load_tokenizer
+
+    if config.data.tokenizer == "train":
+        return config.data.tokenizer_vocab_size
+    if config.data.tokenizer in OFFICIAL:  # known without the file: the last id is a special token's
+        return 1 + max(OFFICIAL[config.data.tokenizer].specials.values())
+    return load_tokenizer(config.data.tokenizer).vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +159,7 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
 
     plain = info["config"]
     plain["parallel"] = {"data": -1}
-    plain["model"]["attention"] = "auto"
+    plain["model"] |= {"attention": "auto", "remat": "none"}  # there is no backward pass here
     rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
     plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share
     plain["optimizer"]["accumulation_steps"] = 1

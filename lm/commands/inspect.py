@@ -70,7 +70,7 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
 
     config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
     if config.model.vocab_size is None:
-        config = with_vocabulary(config, _tokenizer_vocabulary(config))
+        config = with_vocabulary(config, common.tokenizer_vocabulary(config))
     length = config.data.sequence_length
     return {
         "config": args.config,
@@ -81,16 +81,6 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_step": config.data.batch_size * length,
         "arrays": [{"path": path, "shape": list(shape)} for path, shape in parameter_shapes(config.model).items()],
     }
-
-
-def _tokenizer_vocabulary(config) -> int:
-    from lm.tokenizer import OFFICIAL, load_tokenizer
-
-    if config.data.tokenizer == "train":
-        return config.data.tokenizer_vocab_size
-    if config.data.tokenizer in OFFICIAL:  # known without the file: the last id is a special token's
-        return 1 + max(OFFICIAL[config.data.tokenizer].specials.values())
-    return load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _show(result: dict[str, Any]) -> None:

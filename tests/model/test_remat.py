@@ -5,12 +5,10 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from lm.axes import ACTIVATIONS
 from lm.capabilities import Capabilities
-from lm.config import apply_overrides, default, remat_names, resolve
+from lm.config import apply_overrides, default, resolve
 from lm.errors import ConfigError
 from lm.model import Transformer
 from lm.model.memory import kept_bytes
@@ -85,7 +83,9 @@ def test_what_a_layer_keeps_is_what_the_formula_says(policy, shape, compute):
     model = model_of(policy, **SHAPES[shape] | {"precision.compute": compute})
     config = model.config
     groups = config.num_layers // len(config.window)
-    params = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+    params = Counter(
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    )
     grouped = Counter()
     for (size, dtype), count in params.items():
         if size[0] == config.num_layers:

@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
 # The tests, in an environment of their own making.
 #   bash launch/test.sh            # fast: under 6 minutes on 2 cores, installation included
-#   bash launch/test.sh --all      # also slow, peer (torch, transformers, wandb) and, with LM_REAL_DATA=DIR, real-data tests
+#   bash launch/test.sh --all      # also slow, aot (compiled for TPUs and GPUs), peer (torch, transformers, wandb) and,
+#                                  # with LM_REAL_DATA=DIR, real-data tests
 # Other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh"
 cd "$root"
 
-fast="not slow and not real_data and not peer"
+fast="not slow and not real_data and not peer and not aot"
 if [ "${1:-}" = "--all" ]; then
   shift
-  install "test,peer,log"
+  install "test,peer,log,tpu"
+  # To compile for GPUs, JAX's own plugin is enough: no CUDA, which the extra gpu would bring.
+  jax="$("$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("jax"))')"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    "jax-cuda13-plugin==$jax" "jax-cuda13-pjrt==$jax"
   select=""
   if [ -z "${LM_REAL_DATA:-}" ]; then
     echo "LM_REAL_DATA is not set: leaving out the tests that read real corpora" >&2

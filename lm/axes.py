@@ -46,6 +46,21 @@ PARAMETERS: Mapping[str, str] = {
     "head/kernel": "DV",
 }
 
+# Activations that a block names for remat policies (`config.model.remat`): name -> dimension letters.
+ACTIVATIONS: Mapping[str, str] = {
+    "block_input": "BTD",  # the residual stream before each layer
+    "attention_norm": "BTD",
+    "query": "BTNH",  # as attention takes it: normed and rotated
+    "key": "BTKH",
+    "value": "BTKH",
+    "attention_out": "BTNH",  # before its projection
+    "mlp_input": "BTD",  # the residual stream between attention and feed-forward
+    "mlp_norm": "BTD",
+    "mlp_gate": "BTF",  # of gated activations only
+    "mlp_up": "BTF",
+    "mlp_hidden": "BTF",
+}
+
 # Letter -> mesh axes, tried in order; an axis that does not divide the size is left out.
 # Parameters shard their width over `fsdp`; activations never shard D, they shard the batch.
 MESH_AXES = ("data", "fsdp")

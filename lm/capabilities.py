@@ -41,6 +41,18 @@ PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
 # Device kinds, by how they begin, whose matmuls take float8 operands: Hopper, Blackwell, Ironwood.
 FLOAT8_MATMUL = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200", "NVIDIA B200", "NVIDIA GB200", "TPU7x")
 
+# What a program may use of one device's memory, in bytes: on TPUs as their compiler reports it; on GPUs
+# the three quarters that JAX takes by default.
+MEMORY_BYTES: Mapping[str, int] = {
+    "TPU v4": int(30.75 * 2**30),
+    "TPU v5 lite": int(15.75 * 2**30),
+    "TPU v5": int(95.74 * 2**30),
+    "TPU v6 lite": int(31.25 * 2**30),
+    "TPU7x": int(94.75 * 2**30),
+    "NVIDIA H100 80GB HBM3": int(0.75 * 79.6 * 2**30),
+    "NVIDIA H200": int(0.75 * 141 * 2**30),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
@@ -50,10 +62,19 @@ class Capabilities:
     device_kind: str = "cpu"
     attention: Mapping[str, AttentionSupport] = dataclasses.field(default_factory=lambda: ATTENTION)
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What a program may use of one device's memory, or None where it is not known."""
+        return _of_kind(MEMORY_BYTES, self.device_kind)
+
+    @property
+    def can_offload(self) -> bool:
+        """Whether the host's memory is another one: on a CPU JAX accepts an offload and saves nothing by it."""
+        return self.platform in ("gpu", "tpu")
+
     def peak_flops(self, dtype: str) -> float | None:
         """Return the chip's peak FLOP/s for a compute type, or None where it is not known."""
-        matches = [kind for kind in PEAK_FLOPS if self.device_kind.startswith(kind)]
-        return PEAK_FLOPS[max(matches, key=len)].get(dtype) if matches else None
+        return (_of_kind(PEAK_FLOPS, self.device_kind) or {}).get(dtype)
 
     @property
     def has_float8(self) -> bool:
@@ -71,3 +92,9 @@ class Capabilities:
         about what the tokens do.
         """
         return ("blocked" if self.platform == "cpu" else "ragged") if name == "auto" else name
+
+
+def _of_kind(table: Mapping, device_kind: str):
+    """Return the entry with the longest name that the device kind begins with, or None."""
+    matches = [kind for kind in table if device_kind.startswith(kind)]
+    return table[max(matches, key=len)] if matches else None

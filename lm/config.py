@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.axes import ACTIVATIONS
 from lm.capabilities import EXPERTS, FLOAT8_MATMUL, Capabilities
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build, field_types, option, parse, unknown_field
@@ -68,7 +69,7 @@ class ModelConfig:
     mup_base_width: int | None = option(None, ge=1)  # D at which the hyperparameters were tuned (muP); None: no muP
     attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
     experts: str = option("auto", identity=False)  # implementation of the experts' matmuls; auto: the fastest here
-    remat: str = option("none", choices=("none", "full", "dots"), identity=False)  # what the backward pass recomputes
+    remat: str = option("none", identity=False)  # none, full, dots, or what is kept: see lm/model/remat.py
     scan_unroll: int = option(1, ge=1, identity=False)  # layer groups per loop iteration (CPU: L is faster)
     loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
 
@@ -416,6 +417,7 @@ def _check_stages(config: Config, batch_multiple: int) -> None:
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
     model = config.model
     _check_extension("model.block", model.block, ("transformer",))
+    _check_remat(config, capabilities)
     if model.head_dim is None and model.d_model % model.num_heads:
         raise ConfigError(
             f"config.model.num_heads={model.num_heads}: expected a divisor of d_model={model.d_model}, or set head_dim."
@@ -515,6 +517,43 @@ def _check_precision(precision: PrecisionConfig, capabilities: Capabilities) -> 
         raise ConfigError(
             f"config.precision.matmul='float8': {capabilities.device_kind} has no float8 matmuls "
             f"({', '.join(FLOAT8_MATMUL)} have); use default."
+        )
+
+
+def remat_names(policy: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names that a remat policy (other than `none`) keeps on the device, and those it offloads.
+
+    `full` keeps none; `offload:` separates the two: `query,key,offload:attention_out,mlp_hidden`.
+    """
+    kept, _, offloaded = policy.partition("offload:")
+    kept = "" if kept == "full" else kept
+    return tuple(tuple(name.strip() for name in part.split(",") if name.strip()) for part in (kept, offloaded))
+
+
+def _check_remat(config: Config, capabilities: Capabilities) -> None:
+    policy, custom_block = config.model.remat, ":" in config.model.block
+    if policy in ("none", "full"):
+        return
+    kept, offloaded = remat_names(policy)
+    for name in (*kept, *offloaded):
+        accepted = (*ACTIVATIONS, "dots") if name in kept else tuple(ACTIVATIONS)
+        if name not in accepted and not (custom_block and name.isidentifier()):  # a block names what it likes
+            everything = ("none", "full", *accepted)
+            raise ConfigError(
+                f"config.model.remat={policy!r}: {name!r} is not the name of an activation; expected none, full, dots, "
+                f"or some of {', '.join(ACTIVATIONS)}, separated by commas and after offload: those that go to the "
+                f"host.{did_you_mean(name, everything)}"
+            )
+    both = set(kept) & set(offloaded)
+    if both or not (kept or offloaded):
+        raise ConfigError(
+            f"config.model.remat={policy!r}: expected each name once, and at least one"
+            f"{f', but {sorted(both)[0]} is both kept and offloaded' if both else ''}."
+        )
+    if offloaded and not capabilities.can_offload:
+        raise ConfigError(
+            f"config.model.remat={policy!r} moves activations to the host's memory; on {capabilities.platform} the "
+            f"device's memory is the host's. Name them without offload:."
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.capabilities import FLOAT8_MATMUL, Capabilities
-from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict
+from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict, with_vocabulary
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
@@ -119,7 +119,27 @@ def resolve_here(config_dict) -> Config:
 def resolve_anywhere(config_dict) -> Config:
     """Resolve what does not depend on the machine: a config for a pod is looked at on a laptop."""
     config_dict.parallel = to_dict(ParallelConfig(data=1))
+    config_dict.model.remat = "none"  # whether activations can be offloaded depends on it
     return resolve(config_dict, capabilities=Capabilities(device_kind=FLOAT8_MATMUL[0]))
+
+
+def resolve_for(config_dict, topology) -> Config:
+    """Resolve a config for a `Topology` that is not here, its vocabulary filled in without preparing data."""
+    config = resolve(config_dict, devices=topology.num_devices, capabilities=topology.capabilities)
+    if config.model.vocab_size is None:
+        config = with_vocabulary(config, tokenizer_vocabulary(config))
+    return config
+
+
+def tokenizer_vocabulary(config: Config) -> int:
+    """Return the vocabulary that a config's tokenizer has, or will have when it is trained."""
+    from lm.tokenizer import OFFICIAL, load_tokenizer
+
+    if config.data.tokenizer == "train":
+        return config.data.tokenizer_vocab_size
+    if config.data.tokenizer in OFFICIAL:  # known without the file: the last id is a special token's
+        return 1 + max(OFFICIAL[config.data.tokenizer].specials.values())
+    return load_tokenizer(config.data.tokenizer).vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +212,7 @@ def open_run(
 
     plain = info["config"]
     plain["parallel"] = {"data": -1}
-    plain["model"]["attention"] = "auto"
+    plain["model"] |= {"attention": "auto", "experts": "auto", "remat": "none"}  # there is no backward pass here
     plain["precision"]["matmul"] = "default"
     rows, devices = plain["data"]["batch_size"] // plain["optimizer"]["accumulation_steps"], jax.device_count()
     plain["data"]["batch_size"] = max(rows - rows % devices, devices)  # a micro-batch that these devices can share

@@ -106,7 +106,7 @@ def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
         config_dict = common.load_config(args.config, args.overrides)
     config = common.resolve_anywhere(config_dict)
     if config.model.vocab_size is None:
-        config = with_vocabulary(config, _tokenizer_vocabulary(config))
+        config = with_vocabulary(config, common.tokenizer_vocabulary(config))
     length, counts = config.data.sequence_length, parameter_counts(config.model)
     return {
         "config": args.config or args.preset,
@@ -138,16 +138,6 @@ def _training(config) -> dict[str, Any]:
             for length, tokens in stages.tokens_by_length(num_steps).items()
         ),
     }
-
-
-def _tokenizer_vocabulary(config) -> int:
-    from lm.tokenizer import OFFICIAL, load_tokenizer
-
-    if config.data.tokenizer == "train":
-        return config.data.tokenizer_vocab_size
-    if config.data.tokenizer in OFFICIAL:  # known without the file: the last id is a special token's
-        return 1 + max(OFFICIAL[config.data.tokenizer].specials.values())
-    return load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Attention behind its final signature; `implementation` picks who computes it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -48,12 +50,16 @@ def attention(
     S, K = k_BSKH.shape[1:3]
     if N % K:
         raise ValueError(f"{N} query heads are not a multiple of {K} key/value heads")
+    mask_B11TS = _mask(T, S, causal, window, q_segment_ids, kv_segment_ids, q_offset)
+    scale = H**-0.5 if scale is None else scale
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    logits_BKGTS = logits_BKGTS * (H**-0.5 if scale is None else scale)
-    if softcap is not None:
-        logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+    out_BTKGH, lse_BKGT = _reference(q_BTKGH, k_BSKH, v_BSKH, mask_B11TS, scale, softcap)
+    out_BTNH = out_BTKGH.reshape(B, T, N, H)
+    return (out_BTNH, lse_BKGT.reshape(B, N, T)) if return_lse else out_BTNH
 
+
+def _mask(T, S, causal, window, q_segment_ids, kv_segment_ids, q_offset):
+    """Return who sees whom as `[B or 1, 1, 1, T, S]`."""
     q_T1 = q_offset + jnp.arange(T)[:, None]
     k_1S = jnp.arange(S)[None, :]
     mask_TS = jnp.ones((T, S), bool)
@@ -68,15 +74,47 @@ def attention(
         kv_segment_ids = q_segment_ids if kv_segment_ids is None else kv_segment_ids
         same_BTS = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
         mask_B11TS = mask_B11TS & same_BTS[:, None, None]
-    logits_BKGTS = jnp.where(mask_B11TS, logits_BKGTS, _MASKED)
+    return mask_B11TS
 
+
+# Its own backward pass: autodiff would keep the logits and the weights in f32 beside the weights in the compute
+# type (10 bytes instead of 2 per query and key in bf16), and multiply f32 by bf16.
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _reference(q_BTKGH, k_BSKH, v_BSKH, mask_B11TS, scale, softcap):
+    return _reference_fwd(q_BTKGH, k_BSKH, v_BSKH, mask_B11TS, scale, softcap)[0]
+
+
+def _reference_fwd(q_BTKGH, k_BSKH, v_BSKH, mask_B11TS, scale, softcap):
+    dtype, tanh_BKGTS = q_BTKGH.dtype, None
+    logits_BKGTS = scale * jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        tanh_BKGTS = jnp.tanh(logits_BKGTS / softcap)
+        logits_BKGTS = softcap * tanh_BKGTS
+    logits_BKGTS = jnp.where(mask_B11TS, logits_BKGTS, _MASKED)
     top_BKGT1 = jnp.max(logits_BKGTS, -1, keepdims=True)
-    weights_BKGTS = jnp.where(mask_B11TS, jnp.exp(logits_BKGTS - jax.lax.stop_gradient(top_BKGT1)), 0.0)
+    weights_BKGTS = jnp.where(mask_B11TS, jnp.exp(logits_BKGTS - top_BKGT1), 0.0)
     total_BKGT1 = jnp.sum(weights_BKGTS, -1, keepdims=True)
-    weights_BKGTS = weights_BKGTS / jnp.where(total_BKGT1 == 0, 1.0, total_BKGT1)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    out_BTNH = out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
-    if not return_lse:
-        return out_BTNH
-    lse_BNT = (top_BKGT1 + jnp.log(total_BKGT1))[..., 0].reshape(B, N, T)
-    return out_BTNH, lse_BNT
+    weights_BKGTS = (weights_BKGTS / jnp.where(total_BKGT1 == 0, 1.0, total_BKGT1)).astype(dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    lse_BKGT = (top_BKGT1 + jnp.log(total_BKGT1))[..., 0]
+    kept = weights_BKGTS, None if tanh_BKGTS is None else tanh_BKGTS.astype(dtype)
+    return (out_BTKGH, lse_BKGT), (q_BTKGH, k_BSKH, v_BSKH, *kept)
+
+
+def _reference_bwd(scale, softcap, residuals, cotangents):
+    q_BTKGH, k_BSKH, v_BSKH, weights_BKGTS, tanh_BKGTS = residuals
+    dout_BTKGH, dlse_BKGT = cotangents
+    dv_BSKH = jnp.einsum("BKGTS,BTKGH->BSKH", weights_BKGTS, dout_BTKGH)
+    dweights_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", dout_BTKGH, v_BSKH, preferred_element_type=jnp.float32)
+    weights_BKGTS = weights_BKGTS.astype(jnp.float32)
+    mean_BKGT1 = jnp.sum(weights_BKGTS * dweights_BKGTS, -1, keepdims=True)
+    dlogits_BKGTS = scale * weights_BKGTS * (dweights_BKGTS - mean_BKGT1 + dlse_BKGT[..., None])
+    if softcap is not None:
+        dlogits_BKGTS = dlogits_BKGTS * (1 - jnp.square(tanh_BKGTS.astype(jnp.float32)))
+    dlogits_BKGTS = dlogits_BKGTS.astype(q_BTKGH.dtype)
+    dq_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", dlogits_BKGTS, k_BSKH)
+    dk_BSKH = jnp.einsum("BKGTS,BTKGH->BSKH", dlogits_BKGTS, q_BTKGH)
+    return dq_BTKGH, dk_BSKH, dv_BSKH, None
+
+
+_reference.defvjp(_reference_fwd, _reference_bwd)

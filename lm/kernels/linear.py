@@ -1,7 +1,10 @@
 """The one place where an activation meets a parameter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.kernels.float8 import float8_einsum
 
@@ -15,9 +18,34 @@ def linear(x: jax.Array, kernel: jax.Array, spec: str, *, matmul: str = "default
       spec: dimension letters, e.g. `BTD,DF->BTF`.
       matmul: `default`: in the compute type; `float8`: both rounded to 8 bits (`lm/kernels/float8.py`).
 
-    Accumulates in f32 on every backend.
+    Accumulates in f32 on every backend; so does the kernel's gradient. The result is named `linear`
+    for remat policies.
     """
     if matmul == "float8":
-        return float8_einsum(x, kernel, spec).astype(x.dtype)
-    out = jnp.einsum(spec, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
+        return checkpoint_name(float8_einsum(x, kernel, spec).astype(x.dtype), "linear")
+    return checkpoint_name(_matmul(x, kernel, spec), "linear")
+
+
+# Its own backward pass, because autodiff's multiplies the f32 cotangent of the accumulator with a bf16
+# operand (no such matmul is fast), rounds the kernel's gradient to bf16, and keeps the cast kernel:
+# one more copy of all parameters, where the kernel itself is there anyway.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, kernel, spec):
+    return jnp.einsum(spec, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _matmul_fwd(x, kernel, spec):
+    return _matmul(x, kernel, spec), (x, kernel)
+
+
+def _matmul_bwd(spec, residuals, g):
+    x, kernel = residuals
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dx = dot(f"{out},{right}->{left}", g, kernel.astype(x.dtype))
+    dkernel = dot(f"{left},{out}->{right}", x, g)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)

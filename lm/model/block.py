@@ -104,9 +104,10 @@ class Block(nn.Module):
         """
         config, aux = self.config, {}
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
+        x_BTD = checkpoint_name(x_BTD, "block_input")
         attention = Attention(config, self.precision, self.attention, self.constrain, name="attention")
         out_BTD, cache = attention(
-            self._norm("attention_norm", x_BTD, "pre"),
+            checkpoint_name(self._norm("attention_norm", x_BTD, "pre"), "attention_norm"),
             tokens_BT=tokens_BT,
             rope=rope,
             segment_ids_BT=segment_ids_BT,
@@ -114,9 +115,9 @@ class Block(nn.Module):
             cache=cache,
         )
         out_BTD = self._norm("attention_post_norm", out_BTD, "post")
-        x_BTD = self.constrain(x_BTD + drop(out_BTD), "BTD")
+        x_BTD = checkpoint_name(self.constrain(x_BTD + drop(out_BTD), "BTD"), "mlp_input")
 
-        in_BTD = self._norm("mlp_norm", x_BTD, "pre")
+        in_BTD = checkpoint_name(self._norm("mlp_norm", x_BTD, "pre"), "mlp_norm")
         if config.num_experts:
             out_BTD, aux = Experts(config, self.precision, self.experts, name="experts")(in_BTD, segment_ids_BT)
         else:

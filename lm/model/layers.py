@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.linear import linear
+from lm.kernels.norm import norm
 from lm.model.initializers import kernel_init, normal, sizes
 
 
@@ -30,7 +31,9 @@ class Linear(nn.Module):
         if self.name in self.config.bias:
             shape = tuple(size[c] for c in output if c in letters)
             bias = self.param("bias", nn.initializers.zeros, shape, self.precision.parameters)
-            out = out + bias.astype(out.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+            # In f32, or the bias's gradient would be summed over all tokens in the compute type.
+            row = bias.astype(jnp.float32).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+            out = (out.astype(jnp.float32) + row).astype(out.dtype)
         return out
 
 
@@ -43,24 +46,17 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, kind = self.config, self.kind or self.config.norm
-        row = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        config, centred = self.config, (self.kind or self.config.norm) == "layernorm"
 
         def vector(name: str, init: Callable) -> jax.Array:
-            leaf = self.param(name, init, row[-1:], self.precision.parameters)
-            return leaf.astype(jnp.float32).reshape(row)
+            return self.param(name, init, x.shape[-1:], self.precision.parameters).astype(jnp.float32)
 
-        y = x.astype(jnp.float32)
-        if kind == "layernorm":
-            y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + config.norm_epsilon)
         if config.norm_zero_centred:
-            y = y * (1 + vector("scale", nn.initializers.zeros))
+            scale = 1 + vector("scale", nn.initializers.zeros)
         else:
-            y = y * vector("scale", nn.initializers.ones)
-        if kind == "layernorm" and "norm" in config.bias:
-            y = y + vector("bias", nn.initializers.zeros)
-        return y.astype(x.dtype)
+            scale = vector("scale", nn.initializers.ones)
+        bias = vector("bias", nn.initializers.zeros) if centred and "norm" in config.bias else None
+        return norm(x, scale, bias, centred, config.norm_epsilon)
 
 
 class Embedding(nn.Module):

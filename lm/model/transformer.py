@@ -6,6 +6,7 @@ pattern's period. Pipeline stages and layer-by-layer quantization then need no s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,15 +19,11 @@ from lm.kernels.attention import attention as default_attention
 from lm.kernels.experts import experts as default_experts
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, stacked
+from lm.model.remat import rematerialized
 from lm.model.rope import rope_table
 
 Params = dict[str, Any]
 Cache = dict[str, Any]
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Hidden(NamedTuple):
@@ -112,77 +109,89 @@ class Transformer:
           cache: from `init_cache`; tokens are appended at `cache["length"]`.
           dropout_key: None turns dropout off.
         """
+        use_dropout = dropout_key is not None and self.config.dropout > 0
+        dropout_key = dropout_key if use_dropout else None
+        x_BTD = self._embed(params["embed"], tokens_BT, positions_BT, dropout_key)
+        if cache is not None:
+            segments_BS = jax.lax.dynamic_update_slice_in_dim(
+                cache["segment_ids_BS"], segment_ids_BT, cache["length"], 1
+            )
+            cache = {**cache, "segment_ids_BS": segments_BS}
+        x_BTD, layer_cache, aux = self._blocks(
+            params["layers"], x_BTD, tokens_BT, positions_BT, segment_ids_BT, cache, dropout_key
+        )
+        x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
+        if self.config.mup_base_width:
+            x_BTD = x_BTD * jnp.asarray(self.config.mup_base_width / self.config.d_model, x_BTD.dtype)
+        if cache is not None:
+            cache = {**cache, "layers": layer_cache, "length": cache["length"] + tokens_BT.shape[1]}
+        return Hidden(x_BTD, cache, aux)
+
+    def _embed(self, params, tokens_BT, positions_BT, dropout_key):
         config = self.config
-        x_BTD = self._embedding(config.vocab_size).apply({"params": params["embed"]["tokens"]}, tokens_BT)
+        x_BTD = self._embedding(config.vocab_size).apply({"params": params["tokens"]}, tokens_BT)
         if config.embedding_scale != 1:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.positions == "learned":
-            table = self._embedding(config.max_positions)
-            x_BTD = x_BTD + table.apply({"params": params["embed"]["positions"]}, positions_BT)
-        use_dropout = dropout_key is not None and config.dropout > 0
-        if use_dropout:
-            keep = jax.random.bernoulli(
-                jax.random.fold_in(dropout_key, config.num_layers), 1 - config.dropout, x_BTD.shape
-            )
+            x_BTD = x_BTD + self._embedding(config.max_positions).apply({"params": params["positions"]}, positions_BT)
+        if dropout_key is not None:
+            key = jax.random.fold_in(dropout_key, config.num_layers)
+            keep = jax.random.bernoulli(key, 1 - config.dropout, x_BTD.shape)
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
-        x_BTD = self.constrain(x_BTD, "BTD")
+        return self.constrain(x_BTD, "BTD")
 
-        new_lengths = {}
-        if cache is not None:
-            length = cache["length"]
-            segments_BS = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids_BS"], segment_ids_BT, length, 1)
-            new_lengths = {"length": length + tokens_BT.shape[1], "segment_ids_BS": segments_BS}
-        kinds = {(config.per_layer("rope_base", i), config.per_layer("rope_factor", i)) for i in range(config.period)}
+    def _blocks(self, params, x_BTD, tokens_BT, positions_BT, segment_ids_BT, cache, dropout_key):
+        """Return x after all layers, their caches stacked on L, and what they report, summed."""
+        config, period, block = self.config, self.config.period, self._block
+        kinds = {(config.per_layer("rope_base", i), config.per_layer("rope_factor", i)) for i in range(period)}
         ropes = {kind: rope_table(config, positions_BT, *kind) for kind in kinds}
-        block = self._block
 
-        def group(x_BTD, xs):
-            """Apply as many layers as xs holds, from a multiple of the period on."""
-            layers, layer_cache, first = xs
-            caches, auxes = [], []
-            for i in range(len(jax.tree.leaves(layers)[0])):
-                own = (
-                    None
-                    if cache is None
-                    else {**_layer(layer_cache, i), "length": length, "segment_ids_BS": segments_BS}
-                )
-                rngs = {"dropout": jax.random.fold_in(dropout_key, first + i)} if use_dropout else None
-                x_BTD, updated, aux = block.apply(
-                    {"params": _layer(layers, i)},
-                    x_BTD,
-                    tokens_BT=tokens_BT,
-                    segment_ids_BT=segment_ids_BT,
-                    rope=ropes[config.per_layer("rope_base", i), config.per_layer("rope_factor", i)],
-                    window=config.per_layer("window", i),
-                    cache=own,
-                    deterministic=not use_dropout,
-                    rngs=rngs,
-                )
-                caches.append(updated)
-                auxes.append(aux)
-            return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *zip(caches, auxes, strict=True))
+        def layer(number, x_BTD, layers, own_cache, rngs):
+            return block.apply(
+                # Sliced here, inside the remat unit: a slice that is kept for the backward pass is a copy.
+                {"params": _layer(layers, number) if period > 1 else layers},
+                x_BTD,
+                tokens_BT=tokens_BT,
+                segment_ids_BT=segment_ids_BT,
+                rope=ropes[config.per_layer("rope_base", number), config.per_layer("rope_factor", number)],
+                window=config.per_layer("window", number),
+                cache=own_cache,
+                deterministic=dropout_key is None,
+                rngs=rngs,
+            )
 
-        if config.remat != "none":
-            group = jax.checkpoint(group, policy=_REMAT_POLICIES[config.remat])
+        layer = rematerialized(layer, config.remat, sliced=period > 1)
+
+        def group(count, x_BTD, xs):
+            """Apply `count` layers, from a multiple of the period on."""
+            layers, caches, first = xs
+            out = []
+            for i in range(count):
+                own_cache = None
+                if cache is not None:
+                    shared = {"length": cache["length"], "segment_ids_BS": cache["segment_ids_BS"]}
+                    own_cache = (_layer(caches, i) if period > 1 else caches) | shared
+                rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, first + i)}
+                x_BTD, *updated = layer(i, x_BTD, layers, own_cache, rngs)
+                out.append(updated)
+            return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *out)
+
         # Whole periods in a scan, then the layers that are left over (26 layers in a pattern of 6).
-        period, whole = config.period, config.num_layers - config.num_layers % config.period
-        every = (params["layers"], None if cache is None else cache["layers"])
-        updates = []
+        rest = config.num_layers % period
+        whole = config.num_layers - rest
+        layers, updates = (params, None if cache is None else cache["layers"]), []
         if whole:
-            head = stacked(jax.tree.map(lambda a: a[:whole], every) if whole < config.num_layers else every, period)
-            xs = (*head, jnp.arange(0, whole, period))
-            x_BTD, update = jax.lax.scan(group, x_BTD, xs, unroll=min(config.scan_unroll, whole // period))
+            grouped = jax.tree.map(lambda a: a[:whole], layers) if rest else layers
+            grouped = tuple(stacked(part, period) for part in grouped) if period > 1 else grouped
+            xs = (*grouped, jnp.arange(0, whole, period))
+            unroll = min(config.scan_unroll, whole // period)
+            x_BTD, update = jax.lax.scan(functools.partial(group, period), x_BTD, xs, unroll=unroll)
             updates.append(jax.tree.map(lambda a: a.reshape((whole, *a.shape[2:])), update))
-        if whole < config.num_layers:
-            x_BTD, update = group(x_BTD, (*jax.tree.map(lambda a: a[whole:], every), whole))
+        if rest:
+            x_BTD, update = group(rest, x_BTD, (*jax.tree.map(lambda a: a[whole:], layers), whole))
             updates.append(update)
         layer_cache, aux = jax.tree.map(lambda *a: jnp.concatenate(a), *updates) if updates[1:] else updates[0]
-
-        x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
-        if config.mup_base_width:
-            x_BTD = x_BTD * jnp.asarray(config.mup_base_width / config.d_model, x_BTD.dtype)
-        cache = None if cache is None else {"layers": layer_cache, **new_lengths}
-        return Hidden(x_BTD, cache, {name: jnp.sum(value_L) for name, value_L in aux.items()})
+        return x_BTD, layer_cache, {name: jnp.sum(value_L) for name, value_L in aux.items()}
 
     def head(self, params: Params) -> jax.Array:
         """Return `head_DV` in the parameter type: the head's kernel, or the tied embedding."""

@@ -1,0 +1,115 @@
+"""Activation memory of a training step from first principles: no compiler, no device.
+
+Letters are dimensions, c the bytes of the compute type. A layer needs for its backward pass, in elements
+of that type,
+
+    the stream before it and after attention, each with its norm      4 B T D
+    queries, keys, values, attention's output                         2 B T N H + 2 B T K H
+    the reference attention's weights                                 B N T S
+    gate (of gated activations), up and hidden of the feed-forward    2 or 3 B T F
+
+which is what `none` keeps of each of the L layers; `full` keeps B T D. Parameters are not counted: their gradients
+need them as they are. While one layer's backward pass runs, what its policy did not keep is there for that layer,
+beside the gradients made on the way. The step's peak is the largest of three moments, each on top of what is kept:
+
+    loss          logits and their gradient in f32 and rounded, of one chunk of tokens:   chunk V (8 + c)
+    feed-forward  all of the layer, and the gradients of gate, up and hidden
+    attention     all of the layer but its feed-forward, and two f32 arrays of B N T S (the gradients of
+                  weights and logits)
+
+A compiler that casts the stacked f32 parameters to bf16 once, before the loop over the layers, as the TPU's
+does, holds such a copy too (`cast_bytes`).
+"""
+
+import dataclasses
+import math
+
+from lm.axes import ACTIVATIONS
+from lm.config import ModelConfig, remat_names
+from lm.kernels.activations import GATED
+from lm.model.flops import parameter_shapes
+
+
+def _elements(config: ModelConfig, letters: str, batch: int, length: int) -> int:
+    sizes = {"B": batch, "T": length, "S": length, "D": config.d_model, "F": config.d_ff}
+    sizes |= {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
+    return math.prod(sizes[letter] for letter in letters)
+
+
+def layer_arrays(config: ModelConfig) -> dict[str, str]:
+    """Return name -> letters of what a layer's backward pass needs; names outside `ACTIVATIONS` cannot be asked for."""
+    arrays = dict(ACTIVATIONS)
+    if config.activation not in GATED:
+        del arrays["mlp_gate"]
+    if config.qk_norm:
+        arrays |= {"query_before_norm": "BTNH", "key_before_norm": "BTKH"}
+    if config.attention == "reference":
+        arrays["attention_weights"] = "BNTS"
+        if config.attention_softcap is not None:
+            arrays["attention_tanh"] = "BNTS"
+    return arrays
+
+
+def kept_bytes(config: ModelConfig, policy: str, *, batch: int, length: int, itemsize: int) -> tuple[int, int]:
+    """Return the bytes that one layer keeps from its forward to its backward pass: (on the device, on the host).
+
+    Args:
+      config: resolved.
+      policy: of `config.model.remat`.
+      batch, length: B and T of one device and micro-batch.
+      itemsize: c.
+    """
+    arrays = layer_arrays(config)
+    offloaded: tuple[str, ...] = ()
+    if policy == "none":
+        kept = list(arrays.values())
+    else:
+        names, offloaded = remat_names(policy)
+        saved = {"block_input", *(name for name in names if name in arrays)} - set(offloaded)
+        kept = [arrays[name] for name in saved]
+        if "dots" in names:  # results of matmuls against parameters, before biases, norms and rotation
+            kept += ["BTNH", "BTKH", "BTKH", "BTD", *["BTF"] * (1 + (config.activation in GATED))]
+    size = lambda letters: itemsize * _elements(config, letters, batch, length)  # noqa: E731
+    return sum(map(size, kept)), sum(size(arrays[name]) for name in offloaded if name in arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationBytes:
+    """Bytes per device of one micro-batch's forward and backward pass, without gradients of parameters."""
+
+    kept: int  # from the forward to the backward pass, all layers
+    offloaded: int  # the same, on the host
+    moment: int  # what the worst moment adds
+    cast_bytes: int  # parameters of the layers in the compute type
+
+    @property
+    def total(self) -> int:
+        return self.kept + self.moment + self.cast_bytes
+
+
+def activation_bytes(
+    config: ModelConfig, policy: str, *, batch: int, length: int, itemsize: int, parameter_itemsize: int = 4
+) -> ActivationBytes:
+    """Return the activation memory of a step; arguments as for `kept_bytes`, for a model on one device."""
+    elements = lambda letters: _elements(config, letters, batch, length)  # noqa: E731
+    arrays = layer_arrays(config)
+    device, host = kept_bytes(config, policy, batch=batch, length=length, itemsize=itemsize)
+    everything = itemsize * sum(map(elements, arrays.values()))
+    mlp = itemsize * sum(elements(arrays[name]) for name in arrays if name.startswith("mlp_"))
+    missing = max(0, everything - device)
+    stream = 2 * itemsize * elements("BTD")  # the gradient that goes from layer to layer, and a sublayer's
+    hidden = itemsize * elements("BTF") * (2 + (config.activation in GATED))
+    scores = 2 * 4 * elements("BNTS") if config.attention == "reference" else 0
+    tokens = min(config.loss_chunk, batch * length)
+    moments = {
+        "loss": tokens * config.vocab_size * (8 + itemsize),
+        "feed_forward": missing + hidden + stream,
+        "attention": max(0, missing - (mlp if policy != "none" else 0)) + scores + stream,
+    }
+    layers = sum(math.prod(shape) for path, shape in parameter_shapes(config).items() if path.startswith("layers/"))
+    return ActivationBytes(
+        kept=config.num_layers * device,
+        offloaded=config.num_layers * host,
+        moment=max(moments.values()),
+        cast_bytes=layers * itemsize if itemsize < parameter_itemsize else 0,
+    )

@@ -271,7 +271,7 @@ def test_every_state_survives_a_checkpoint_on_another_mesh(rule, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["normuon", "adafactor", "lion", "soap", "schedule_free"])
 def test_the_whole_step_on_a_mesh_equals_the_single_devices(rule):
     overrides = {f"optimizer.{name}": value for name, value in RULES[rule].items()}
     single = train_config(**overrides)

@@ -10,6 +10,7 @@ _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `lm` does
 # One cache of compiled programs and prepared data for all workers of this session, made anew for each session.
 os.environ.setdefault("LM_TEST_CACHE", tempfile.mkdtemp(prefix="lm-tests-"))
 os.environ["LM_CACHE"] = os.environ["LM_TEST_CACHE"]

@@ -69,6 +69,9 @@ def setup_jax(config_cache: str | None = None):
     accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
     if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, accelerators)):
         _keep_freed_memory()
+    # LAPACK (SOAP's QR, on CPU) on one thread a call: XLA's pool runs calls side by side, and OpenBLAS's own threads,
+    # which spin while they wait, took 20 s for four 512 x 512 QRs on a busy machine where one thread took 0.1 s.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import jax
 
     folder = join(cache_root(config_cache), "xla")

@@ -1,5 +1,6 @@
 """SOAP (Vyas et al. 2024): Adam in the eigenbases of Shampoo's preconditioners."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +105,16 @@ def scale_by_soap(b1, b2, epsilon: float, every: int, max_size: int) -> optax.Gr
     return optax.GradientTransformation(init, update)
 
 
+def _decompose(function: Callable[[jax.Array], jax.Array], x_Mij: jax.Array) -> jax.Array:
+    """Apply a decomposition to a stack of matrices; on CPU to one at a time.
+
+    jaxlib's LAPACK kernels hand a stack to the thread pool that they run in and wait for it: as many of
+    them at once as there are threads wait for one another for ever (two QRs on two cores).
+    """
+    one_by_one = lambda x_Mij: jax.lax.map(function, x_Mij)  # noqa: E731
+    return jax.lax.platform_dependent(x_Mij, cpu=one_by_one, default=function)
+
+
 def _rotate(x_Mio, left, right):
     x_Mio = x_Mio if left is None else jnp.einsum("Mij,Mio->Mjo", left, x_Mio, **_EINSUM)
     return x_Mio if right is None else jnp.einsum("Mio,Mop->Mip", x_Mio, right, **_EINSUM)
@@ -123,14 +134,13 @@ def _start(v_Mio, left, right, left_basis, right_basis):
     del left_basis, right_basis
 
     def basis(square):
-        if square is None:
-            return None
         values, vectors = jnp.linalg.eigh(square)
         known = values > _FLOOR * jnp.sum(values, -1, keepdims=True)
         # Columns of zeros: Householder's QR completes the others to a basis without looking at rounding errors.
-        return jnp.linalg.qr((vectors * known[:, None, :])[..., ::-1])[0]
+        return jnp.linalg.qr((vectors * known[..., None, :])[..., ::-1])[0]
 
-    return v_Mio, basis(left), basis(right)
+    start = lambda squares: None if squares is None else _decompose(basis, squares)  # noqa: E731
+    return v_Mio, start(left), start(right)
 
 
 def _refresh(v_Mio, left, right, left_basis, right_basis):
@@ -142,7 +152,7 @@ def _refresh(v_Mio, left, right, left_basis, right_basis):
         order = jnp.argsort(-jnp.einsum("Mik,Mik->Mk", old, moved, **_EINSUM), axis=-1)  # by estimated eigenvalue
         moved = jnp.take_along_axis(moved, order[:, None, :], axis=2)
         v_Mio = jnp.take_along_axis(v_Mio, order[:, :, None] if axis == 1 else order[:, None, :], axis=axis)
-        return v_Mio, jnp.linalg.qr(moved)[0]
+        return v_Mio, _decompose(lambda x: jnp.linalg.qr(x)[0], moved)
 
     v_Mio, left_basis = basis(left, left_basis, v_Mio, 1)
     v_Mio, right_basis = basis(right, right_basis, v_Mio, 2)

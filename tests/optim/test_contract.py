@@ -143,7 +143,7 @@ def test_bf16_moments_stay_bf16_and_change_little(rule):
         assert change <= 0.03 * np.abs(exact[-1][path]).max(), path
 
 
-@pytest.mark.parametrize("rule", rules("soap"))
+@pytest.mark.parametrize("rule", rules("adafactor"))
 def test_states_shard_over_fsdp_and_a_sharded_update_equals_the_single_devices(rule):
     config = small_config(**RULES[rule])
     mesh = mesh_of_four()
@@ -271,7 +271,7 @@ def test_every_state_survives_a_checkpoint_on_another_mesh(rule, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["normuon", "adafactor", "lion", "soap", "schedule_free"])
 def test_the_whole_step_on_a_mesh_equals_the_single_devices(rule):
     overrides = {f"optimizer.{name}": value for name, value in RULES[rule].items()}
     single = train_config(**overrides)

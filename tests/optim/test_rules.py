@@ -1,5 +1,9 @@
 """Each optimizer, over several steps, against a reference that sees one layer's 2-D matrix at a time."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,9 +91,10 @@ def test_lion_is_optaxs_of_each_layer():
 def test_schedule_free_is_optaxs_of_each_layer_evaluated_at_x():
     """optax hands out y and finds x from it; ours hands out x and finds y."""
     config = small_config(
-        name="schedule_free", learning_rate="0.02", schedule="constant", warmup_steps="3", weight_decay="0.1", b1="0.8"
-    )
-    rates = jnp.array([0.02 * min(1, (step + 1) / 3) for step in range(STEPS)])
+        name="schedule_free", learning_rate="0.02", schedule="linear", num_steps="5", warmup_steps="2", weight_decay="0.1",
+        b1="0.8",
+    )  # fmt: skip
+    rates = jnp.array([0.01, 0.02, 0.02, 0.02 * 2 / 3])  # warmup, then falling: the largest so far weighs
     decayed = lambda tree: {name: "kernel" in name or "embedding" in name for name in tree}  # noqa: E731
     inner = optax.chain(
         optax.scale_by_rms(0.95, 1e-8, eps_in_sqrt=False, bias_correction=True),
@@ -241,6 +246,29 @@ def test_soap_of_each_layers_matrix(max_size):
         return out
 
     assert_directions(config, by_matrix(expected), rtol=2e-3)
+
+
+_REFRESHES = """
+import jax, numpy as np
+from lm.optim.soap import scale_by_soap
+from lm.optim.state import unflatten
+shapes = {"attention/query": (4, 192, 3, 64), "attention/out": (4, 3, 64, 192), "mlp/up": (4, 192, 512),
+          "mlp/gate": (4, 192, 512), "mlp/down": (4, 512, 192)}
+random = np.random.default_rng(0)
+grads = unflatten({f"layers/{k}/kernel": random.normal(size=s).astype(np.float32) for k, s in shapes.items()})
+soap = scale_by_soap(0.9, 0.95, 1e-8, every=1, max_size=10000)
+state, update = jax.jit(soap.init)(grads), jax.jit(soap.update)
+for _ in range(8):
+    updates, state = update(grads, state)
+jax.block_until_ready(state)
+"""
+
+
+@pytest.mark.slow
+def test_soaps_decompositions_of_several_kernels_do_not_wait_for_one_another():
+    """jaxlib's batched LAPACK kernels deadlock where as many run as the pool has threads."""
+    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, whose pool has one thread per core
+    subprocess.run([sys.executable, "-c", _REFRESHES], env=environment, timeout=240, check=True)
 
 
 @pytest.mark.parametrize("name", [pytest.param("muon", marks=pytest.mark.slow), "soap"])

@@ -243,7 +243,6 @@ def compare(name: str, args: argparse.Namespace, overrides: list[str]) -> dict:
                 rates[side].append(tokens / seconds)
                 cpu[side].append(cpu_seconds)
         ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-        print(f"{name}: ours/torch {statistics.median(ratios):.2f}", file=sys.stderr, flush=True)
         return {
             "shape": name,
             "parameters": counts["ours"],
@@ -260,24 +259,26 @@ def compare(name: str, args: argparse.Namespace, overrides: list[str]) -> dict:
             process.close()
 
 
-def table(results: list[dict]) -> str:
-    """Return the results as a Markdown table."""
+HEADER = (
+    "| shape | parameters | ours, tokens/s | PyTorch eager, tokens/s | ours/PyTorch | step, ms | CPU time, ms |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
-    def spread(values: list[float], form: str) -> str:
+
+def table_row(result: dict) -> str:
+    """Return a result as a row under `HEADER`: medians, and in brackets the least and the most of the rounds."""
+
+    def spread(name: str, form: str) -> str:
+        values = result["rounds"][name]
         return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
-    lines = [
-        "| shape | parameters | ours, tokens/s | PyTorch eager, tokens/s | ours/PyTorch | step, ms | CPU time, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        rounds, step, cpu = r["rounds"], r["step_milliseconds"], r["cpu_milliseconds"]
-        lines.append(
-            f"| {r['shape']} | {r['parameters']:,} | {spread(rounds['ours'], ',.0f')} | "
-            f"{spread(rounds['torch'], ',.0f')} | **{spread(rounds['ratio'], '.2f')}** | "
-            f"{step['ours']:.0f} against {step['torch']:.0f} | {cpu['ours']:.0f} against {cpu['torch']:.0f} |"
-        )
-    return "\n".join(lines)
+    def sides(name: str) -> str:
+        return f"{result[name]['ours']:.0f} against {result[name]['torch']:.0f}"
+
+    return (
+        f"| {result['shape']} | {result['parameters']:,} | {spread('ours', ',.0f')} | {spread('torch', ',.0f')} | "
+        f"**{spread('ratio', '.2f')}** | {sides('step_milliseconds')} | {sides('cpu_milliseconds')} |"
+    )
 
 
 def main() -> None:
@@ -297,8 +298,11 @@ def main() -> None:
         print(
             f"cpu_training: the machine is busy (load {os.getloadavg()[0]:.1f}): not figures to keep", file=sys.stderr
         )
-    results = [compare(name, args, overrides) for name in args.shape or SHAPES]
-    print(table(results))
+    print(HEADER, flush=True)
+    results = []
+    for name in args.shape or SHAPES:
+        results.append(compare(name, args, overrides))
+        print(table_row(results[-1]), flush=True)
     print()
     print(json.dumps({"results": results, "overrides": overrides}))
 

@@ -10,8 +10,8 @@ a step late. PyTorch's is what a careful user writes in eager mode: fused scaled
 
 Each side is a process of its own. They take turns of a few seconds, one idle while the other works, in rounds
 that alternate who goes first, so that a noisy neighbour meets both; the ratio is the median of the rounds'
-ratios. On a machine that others load the wall times mean little; the CPU time (of all threads, OpenMP's spinning
-included) then says more. Parameters must be equal in number, and both first losses ln V. Prints a table in Markdown, then one
+ratios. On a machine that others load, wall times mean little and OpenMP's threads spin: put `taskset -c 0` before
+the command, and compare the CPU times of one thread each. Parameters must be equal in number, and both first losses ln V. Prints a table in Markdown, then one
 JSON object. `--config.a.b=v` changes our config. Needs `pip install -e '.[peer]'`, here or, with --torch-python,
 in an environment that needs nothing but torch and numpy.
 """

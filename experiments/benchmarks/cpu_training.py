@@ -10,8 +10,8 @@ a step late. PyTorch's is what a careful user writes in eager mode: fused scaled
 
 Each side is a process of its own. They take turns of a few seconds, one idle while the other works, in rounds
 that alternate who goes first, so that a noisy neighbour meets both; the ratio is the median of the rounds'
-ratios. On a machine that others load the wall times mean little; the CPU time (of all threads, OpenMP's spinning
-included) then says more. Parameters must be equal in number, and both first losses ln V. Prints a table in Markdown, then one
+ratios. On a machine that others load, wall times mean little and OpenMP's threads spin: put `taskset -c 0` before
+the command, and compare the CPU times of one thread each. Parameters must be equal in number, and both first losses ln V. Prints a table in Markdown, then one
 JSON object. `--config.a.b=v` changes our config. Needs `pip install -e '.[peer]'`, here or, with --torch-python,
 in an environment that needs nothing but torch and numpy.
 """
@@ -243,7 +243,6 @@ def compare(name: str, args: argparse.Namespace, overrides: list[str]) -> dict:
                 rates[side].append(tokens / seconds)
                 cpu[side].append(cpu_seconds)
         ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-        print(f"{name}: ours/torch {statistics.median(ratios):.2f}", file=sys.stderr, flush=True)
         return {
             "shape": name,
             "parameters": counts["ours"],
@@ -260,24 +259,26 @@ def compare(name: str, args: argparse.Namespace, overrides: list[str]) -> dict:
             process.close()
 
 
-def table(results: list[dict]) -> str:
-    """Return the results as a Markdown table."""
+HEADER = (
+    "| shape | parameters | ours, tokens/s | PyTorch eager, tokens/s | ours/PyTorch | step, ms | CPU time, ms |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
-    def spread(values: list[float], form: str) -> str:
+
+def table_row(result: dict) -> str:
+    """Return a result as a row under `HEADER`: medians, and in brackets the least and the most of the rounds."""
+
+    def spread(name: str, form: str) -> str:
+        values = result["rounds"][name]
         return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
-    lines = [
-        "| shape | parameters | ours, tokens/s | PyTorch eager, tokens/s | ours/PyTorch | step, ms | CPU time, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        rounds, step, cpu = r["rounds"], r["step_milliseconds"], r["cpu_milliseconds"]
-        lines.append(
-            f"| {r['shape']} | {r['parameters']:,} | {spread(rounds['ours'], ',.0f')} | "
-            f"{spread(rounds['torch'], ',.0f')} | **{spread(rounds['ratio'], '.2f')}** | "
-            f"{step['ours']:.0f} against {step['torch']:.0f} | {cpu['ours']:.0f} against {cpu['torch']:.0f} |"
-        )
-    return "\n".join(lines)
+    def sides(name: str) -> str:
+        return f"{result[name]['ours']:.0f} against {result[name]['torch']:.0f}"
+
+    return (
+        f"| {result['shape']} | {result['parameters']:,} | {spread('ours', ',.0f')} | {spread('torch', ',.0f')} | "
+        f"**{spread('ratio', '.2f')}** | {sides('step_milliseconds')} | {sides('cpu_milliseconds')} |"
+    )
 
 
 def main() -> None:
@@ -297,8 +298,11 @@ def main() -> None:
         print(
             f"cpu_training: the machine is busy (load {os.getloadavg()[0]:.1f}): not figures to keep", file=sys.stderr
         )
-    results = [compare(name, args, overrides) for name in args.shape or SHAPES]
-    print(table(results))
+    print(HEADER, flush=True)
+    results = []
+    for name in args.shape or SHAPES:
+        results.append(compare(name, args, overrides))
+        print(table_row(results[-1]), flush=True)
     print()
     print(json.dumps({"results": results, "overrides": overrides}))
 

@@ -51,12 +51,10 @@ class Norm(nn.Module):
         def vector(name: str, init: Callable) -> jax.Array:
             return self.param(name, init, x.shape[-1:], self.precision.parameters).astype(jnp.float32)
 
-        if config.norm_zero_centred:
-            scale = 1 + vector("scale", nn.initializers.zeros)
-        else:
-            scale = vector("scale", nn.initializers.ones)
+        offset = 1.0 if config.norm_zero_centred else 0.0
+        scale = vector("scale", nn.initializers.zeros if offset else nn.initializers.ones)
         bias = vector("bias", nn.initializers.zeros) if centred and "norm" in config.bias else None
-        return norm(x, scale, bias, centred, config.norm_epsilon)
+        return norm(x, scale, bias, centred, config.norm_epsilon, offset)
 
 
 class Embedding(nn.Module):

@@ -1,9 +1,10 @@
-"""Activation memory of a training step from first principles: no compiler, no device.
+"""Activation memory of a dense model's training step from first principles: no compiler, no device.
 
 Letters are dimensions, c the bytes of the compute type. A layer needs for its backward pass, in elements
 of that type,
 
     the stream before it and after attention, each with its norm      4 B T D
+    what norms after the sublayers take in, where there are any       2 B T D
     queries, keys, values, attention's output                         2 B T N H + 2 B T K H
     the reference attention's weights                                 B N T S
     gate (of gated activations), up and hidden of the feed-forward    2 or 3 B T F
@@ -37,8 +38,18 @@ def _elements(config: ModelConfig, letters: str, batch: int, length: int) -> int
 
 
 def layer_arrays(config: ModelConfig) -> dict[str, str]:
-    """Return name -> letters of what a layer's backward pass needs; names outside `ACTIVATIONS` cannot be asked for."""
+    """Return name -> letters of what a layer's backward pass needs; names outside `ACTIVATIONS` cannot be asked for.
+
+    Raises:
+      ValueError: a mixture of experts, which the formula does not cover.
+    """
+    if config.num_experts:
+        raise ValueError("activation memory is known for dense models only")
     arrays = dict(ACTIVATIONS)
+    if config.norm_placement == "post":
+        del arrays["attention_norm"], arrays["mlp_norm"]
+    if config.norm_placement != "pre":
+        arrays |= {"attention_projected": "BTD", "mlp_projected": "BTD"}
     if config.activation not in GATED:
         del arrays["mlp_gate"]
     if config.qk_norm:
@@ -69,6 +80,7 @@ def kept_bytes(config: ModelConfig, policy: str, *, batch: int, length: int, ite
         kept = [arrays[name] for name in saved]
         if "dots" in names:  # results of matmuls against parameters, before biases, norms and rotation
             kept += ["BTNH", "BTKH", "BTKH", "BTD", *["BTF"] * (1 + (config.activation in GATED))]
+            kept += ["BTD"] * (config.norm_placement != "pre")  # the feed-forward's, which its norm takes in
     size = lambda letters: itemsize * _elements(config, letters, batch, length)  # noqa: E731
     return sum(map(size, kept)), sum(size(arrays[name]) for name in offloaded if name in arrays)
 

@@ -1,7 +1,7 @@
 """What a device and a backend can do, as plain data: no JAX here.
 
 `lm/parallel/devices.py` looks at the real machine and fills in a `Capabilities`; `resolve` in
-`lm/config.py` and the tests read it. A backend that cannot honour a mask is refused when the
+`lm/resolve.py` and the tests read it. A backend that cannot honour a mask is refused when the
 config is resolved, never ignored.
 """
 

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from lm.capabilities import AttentionSupport, Capabilities
-from lm.config import Config, ModelConfig, apply_overrides, default, fingerprint, resolve, to_dict
+from lm.config import Config, ModelConfig, apply_overrides, default, to_dict
 from lm.errors import ConfigError
+from lm.resolve import fingerprint, resolve
 
 
 def changed(**overrides):
@@ -259,7 +260,7 @@ def test_the_fingerprint_sees_what_changes_numbers():
 
 
 def test_the_fingerprint_omits_defaults_so_that_a_new_field_renames_no_run():
-    from lm.config import canonical
+    from lm.resolve import canonical
 
     assert canonical(resolve(default())) == {}
     assert canonical(resolve(changed(model__num_layers="8"))) == {"model": {"num_layers": 8}}

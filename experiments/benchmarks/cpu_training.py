@@ -49,11 +49,12 @@ class Ours:
         from lm.commands.common import setup_jax
 
         jax = setup_jax()  # as `lm train` does: malloc's settings too
-        from lm.config import apply_overrides, default, resolve
+        from lm.config import apply_overrides, default
         from lm.model.flops import parameter_counts
         from lm.optim import hyperparameters
         from lm.parallel.devices import detect
         from lm.parallel.mesh import make_mesh, place_batch, replicated
+        from lm.resolve import resolve
         from lm.train.step import build_step
 
         config = default()

@@ -29,12 +29,13 @@ import numpy as np
 
 from experiments import tiny
 from lm.commands import common
-from lm.config import Config, fingerprint, with_vocabulary
+from lm.config import Config
 from lm.data.dataset import open_data
 from lm.data.loader import Loader
 from lm.data.prepare import prepare
 from lm.data.windows import EvalBatches
 from lm.errors import LmError, UsageError, did_you_mean
+from lm.resolve import fingerprint, with_vocabulary
 from lm.storage import locked, make_folder, write_atomic
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {

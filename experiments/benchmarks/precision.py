@@ -17,7 +17,8 @@ TOPOLOGY, ROWS = "v5e:4x4", 32
 
 def config_of(compute: str, topology, *, rows: int = ROWS, length: int = 1024, remat: str = "none"):
     """Return the resolved config in a compute type."""
-    from lm.config import default, resolve
+    from lm.config import default
+    from lm.resolve import resolve
 
     config = default()
     config.model.num_layers = 16

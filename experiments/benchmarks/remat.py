@@ -39,7 +39,8 @@ BATCH = 8
 
 def config_of(where: str, policy: str, capabilities, **model):
     """Return the resolved config of one row."""
-    from lm.config import default, resolve
+    from lm.config import default
+    from lm.resolve import resolve
 
     shape, config = SHAPES[where], default()
     config.model.num_layers = 12

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.capabilities import FLOAT8_MATMUL, Capabilities
-from lm.config import Config, ParallelConfig, apply_overrides, resolve, to_dict, with_vocabulary
+from lm.config import Config, ParallelConfig, apply_overrides, to_dict
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
+from lm.resolve import resolve, with_vocabulary
 from lm.storage import cache_root, join
 from lm.train.run_folder import read_run_info
 

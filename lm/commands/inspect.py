@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _list_presets(args: argparse.Namespace) -> None:
-    from lm.config import default, resolve
+    from lm.config import default
     from lm.model.flops import parameter_counts
     from lm.presets import PRESETS, preset
+    from lm.resolve import resolve
 
     counts = {}
     for name in PRESETS:
@@ -93,10 +94,11 @@ def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
-    from lm.config import default, with_vocabulary
+    from lm.config import default
     from lm.model.flops import flops_per_token, parameter_counts, parameter_shapes, train_flops_per_token
     from lm.parallel.state_bytes import state_bytes
     from lm.presets import preset
+    from lm.resolve import with_vocabulary
 
     if args.preset:
         config_dict = default()

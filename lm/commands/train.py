@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.commands import common
-from lm.config import Config, fingerprint, to_dict, with_vocabulary
+from lm.config import Config, to_dict
 from lm.errors import ConfigError, UsageError
+from lm.resolve import fingerprint, with_vocabulary
 from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, write_atomic
 from lm.train.run_folder import read_run_info
 

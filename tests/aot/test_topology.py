@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from lm.config import apply_overrides, default, resolve
+from lm.config import apply_overrides, default
 from lm.errors import LmError, UsageError
 from lm.parallel import topology as topologies
 from lm.parallel.topology import describe, topology_mesh
+from lm.resolve import resolve
 from lm.train.aot import abstract_inputs, compile_step
 from tests.train.common import fake_batch, mesh_of, scalars, small_config
 

@@ -9,8 +9,8 @@ import pytest
 
 from lm.__main__ import main
 from lm.commands.common import load_config
-from lm.config import resolve
 from lm.data.prepare import prepare
+from lm.resolve import resolve
 from tests.commands.runs import write_config, write_text
 
 STEPS = 20

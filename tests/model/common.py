@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from lm.config import apply_overrides, default, resolve
+from lm.config import apply_overrides, default
 from lm.model import Transformer
+from lm.resolve import resolve
 
 SHAPES = {
     "llama": {"model.num_kv_heads": "2", "model.tie_embeddings": "False"},

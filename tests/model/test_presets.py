@@ -2,10 +2,11 @@
 
 import pytest
 
-from lm.config import default, resolve
+from lm.config import default
 from lm.errors import ConfigError
 from lm.model.flops import parameter_counts
 from lm.presets import PRESETS, preset
+from lm.resolve import resolve
 
 PUBLISHED = {
     "gpt2": 124_439_808,

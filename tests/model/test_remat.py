@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from lm.capabilities import Capabilities
-from lm.config import apply_overrides, default, resolve
+from lm.config import apply_overrides, default
 from lm.errors import ConfigError
 from lm.model import Transformer
 from lm.model.memory import kept_bytes
+from lm.resolve import resolve
 from tests.model.common import SHAPES
 
 B, T = 3, 12

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.axes import PARAMETERS
-from lm.config import Config, apply_overrides, default, resolve
+from lm.config import Config, apply_overrides, default
 from lm.optim import build_optimizer, hyperparameters
 from lm.optim.state import flatten, unflatten
+from lm.resolve import resolve
 
 SIZES = {"L": 2, "D": 8, "N": 2, "K": 1, "H": 4, "F": 12, "V": 10}
 PATHS = (

@@ -9,12 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lm.checkpoint.store import Checkpoints
-from lm.config import apply_overrides, default, resolve
+from lm.config import apply_overrides, default
 from lm.errors import ConfigError
 from lm.optim import build_optimizer, hyperparameters, state_letters
 from lm.optim.mup import direction_factor
 from lm.optim.state import FIRST_MOMENTS, flatten, parse_path
 from lm.parallel.mesh import make_mesh, optimizer_shardings, parameter_shardings
+from lm.resolve import resolve
 from tests.optim.common import PATHS, gradients, parameters, small_config, trajectory
 from tests.train.common import built_step, run_steps
 from tests.train.common import small_config as train_config

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import default, resolve
+from lm.config import default
 from lm.model import Transformer
 from lm.presets import preset
+from lm.resolve import resolve
 
 pytestmark = pytest.mark.peer
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lm.config import Config, apply_overrides, default, resolve
+from lm.config import Config, apply_overrides, default
 from lm.optim import hyperparameters
 from lm.parallel.mesh import make_mesh, place_batch, replicated
+from lm.resolve import resolve
 from lm.train.step import BuiltStep, build_step
 
 V, B, T = 96, 16, 12

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import pytest
 
-from lm.config import with_vocabulary
 from lm.data.build import build
 from lm.data.loader import Loader
 from lm.errors import ConfigError, Preempted
 from lm.model.flops import train_flops_per_token
 from lm.parallel.mesh import make_mesh
+from lm.resolve import with_vocabulary
 from lm.train.interrupts import Interrupts
 from lm.train.loop import Hook, train
 from lm.train.metrics import read_metrics

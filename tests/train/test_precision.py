@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from lm.capabilities import Capabilities
-from lm.config import apply_overrides, default, resolve
+from lm.config import apply_overrides, default
 from lm.data.stages import Stages
 from lm.errors import ConfigError, LmError, Preempted
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model import Transformer
 from lm.objectives import next_token
+from lm.resolve import resolve
 from lm.storage import make_folder
 from lm.train import loss_scale
 from lm.train.interrupts import Interrupts

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm import config
+from lm.config import Config, to_dict
 from lm.errors import UsageError
 from lm.report import page
 from lm.report.plots import Series, line_plot, smooth
+from lm.resolve import resolve
 from lm.storage import is_remote, join, list_names, read_bytes, write_atomic
 from lm.train.console import compact, duration
 from lm.train.metrics import read_metrics
@@ -297,7 +298,7 @@ def _config(values: Mapping[str, Any]) -> page.Markup:
 
 def _default_config() -> dict[str, Any]:
     """Return the defaults as a run's config.json holds them: sizes that derive from others filled in, tuples as lists."""
-    return json.loads(json.dumps(config.to_dict(config.resolve(config.to_dict(config.Config())))))
+    return json.loads(json.dumps(to_dict(resolve(to_dict(Config())))))
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

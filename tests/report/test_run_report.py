@@ -11,6 +11,7 @@ import pytest
 from lm import config
 from lm.errors import DamagedFileError, UsageError
 from lm.report.run import write_run_report
+from lm.resolve import resolve
 from lm.storage import read_text, write_atomic
 from lm.train.metrics import JsonlSink
 
@@ -21,7 +22,7 @@ def write_run(folder, *, num_steps=400, last=400, nan_from=math.inf, evals=True,
     changed.optimizer.num_steps = num_steps
     changed.model.qk_norm = True
     changed.log.sample_prompts = ("<i>Once",)
-    resolved = config.resolve(changed)
+    resolved = resolve(changed)
     run = {
         "name": "shakespeare <b>",
         "config": config.to_dict(resolved),

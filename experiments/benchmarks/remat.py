@@ -23,7 +23,7 @@ import time
 POLICIES = (
     "none",
     "dots",
-    "query,key,value,attention_out,mlp_up",
+    "query,key,value,attention_out",
     "attention_out,mlp_hidden",
     "attention_out",
     "full",

@@ -173,8 +173,8 @@ def compile_for(topology: Topology, function: Callable, *arguments: Any, optimiz
       topology: its hardware.
       function: from `jax.jit`.
       arguments: trees of `jax.ShapeDtypeStruct` sharded over `topology_mesh`.
-      optimize: False compiles a TPU program several times faster, with less fusion: its temporaries are an
-        upper bound (experiments/LOG.md has by how much).
+      optimize: False compiles a TPU program at XLA's O0, about six times faster. Its temporaries were 0.92 to
+        1.5 times the real program's: less is fused, but the stacked parameters are not cast once before the loop.
 
     A program that does not fit has the compiler's word for its temporaries, and no collectives.
     """

@@ -5,15 +5,16 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lm.capabilities import Capabilities
-from lm.config import apply_overrides, default
+from lm.config import BIASES, apply_overrides, default
 from lm.errors import ConfigError
 from lm.model import Transformer
 from lm.model.memory import kept_bytes
 from lm.resolve import resolve
-from tests.model.common import SHAPES
+from tests.model.common import SHAPES, small_batch
 
 B, T = 3, 12
 TPU = Capabilities(platform="tpu", device_kind="TPU v5 lite")
@@ -76,9 +77,20 @@ def residuals(model: Transformer) -> Counter:
     return Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(backward, params, ids_BT)))
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "mixture"])
-@pytest.mark.parametrize("policy", ["none", "full", "dots", "query,key,value,attention_out", "mlp_input,mlp_hidden"])
+LISTS = ["none", "full", "dots", "query,key,value,attention_out", "mlp_input,mlp_hidden"]
+FAST = {("none", "llama"), ("none", "qk_norm_window_softcaps"), ("dots", "gpt2"), ("mlp_input,mlp_hidden", "llama")}
+
+
+@pytest.mark.parametrize("compute", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "policy, shape",
+    [
+        pytest.param(policy, shape, marks=() if (policy, shape) in FAST else pytest.mark.slow)
+        for policy in LISTS
+        for shape in SHAPES
+        if shape != "mixture"
+    ],
+)
 def test_what_a_layer_keeps_is_what_the_formula_says(policy, shape, compute):
     """The residuals that are stacked over the layers, less the parameters, which are there anyway."""
     whole = {"model.num_layers": "6"} if shape == "gemma3" else {}  # two periods: nothing outside the scan
@@ -104,3 +116,38 @@ def test_what_a_layer_keeps_is_what_the_formula_says(policy, shape, compute):
 def test_the_formula_says_that_it_does_not_know_mixtures():
     with pytest.raises(ValueError, match="dense models only"):
         kept_bytes(model_of("none", **SHAPES["mixture"]).config, "none", batch=B, length=T, itemsize=4)
+
+
+def gradients(model: Transformer, params):
+    ids_BT, positions_BT, segment_ids_BT = small_batch()
+
+    def loss(params):
+        hidden_BTD, *_ = model.hidden(params, ids_BT, positions_BT, segment_ids_BT, dropout_key=jax.random.key(5))
+        return jnp.sum(hidden_BTD * jnp.cos(jnp.arange(hidden_BTD.size, dtype=jnp.float32)).reshape(hidden_BTD.shape))
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "policy, overrides",
+    [
+        ("attention_out,offload:block_input,mlp_hidden", {}),  # on a CPU the host's memory is the device's
+        slow("full", {"model.window": "(4, None)"}),
+        slow("none", {"model.window": "(4, None)"}),  # against one layer per loop iteration
+        slow("dots", {"model.activation": "gelu", "model.bias": str(BIASES[:-1]), "model.qk_norm": "True"}),
+        slow("query,key,value", {"model.dropout": "0.1"}),
+        slow("attention_norm,mlp_input,mlp_norm,mlp_gate,mlp_up", {"model.scan_unroll": "4"}),
+    ],
+)
+def test_no_policy_changes_a_gradient(policy, overrides):
+    model = model_of(policy, **overrides)
+    params = jax.jit(model.init)(jax.random.key(0))
+    reference = model_of("none", **overrides | ({"model.scan_unroll": "2"} if policy == "none" else {}))
+    expected, got = (gradients(each, params) for each in (reference, model))
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)

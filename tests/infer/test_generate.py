@@ -39,7 +39,7 @@ def recomputed(model, params, prompt: list[int], count: int, vocab: int) -> list
     for _ in range(count):
         padded = jnp.array([ids + [0] * (32 - len(ids))])
         row = jnp.arange(32)[None]
-        out, _ = hidden(params, padded, row, (row < len(ids)).astype(jnp.int32))
+        out, *_ = hidden(params, padded, row, (row < len(ids)).astype(jnp.int32))
         ids.append(int(jnp.argmax(model.logits(params, out)[0, len(ids) - 1, :vocab])))
     return ids[len(prompt) :]
 

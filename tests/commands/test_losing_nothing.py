@@ -55,6 +55,7 @@ def test_a_hook_that_fails_leaves_a_checkpoint(train, tmp_path, monkeypatch):
     assert steps_in(tmp_path)[-1] == 10, "evaluation came at step 10"
 
 
+@pytest.mark.slow
 def test_samples_stay_within_learned_positions(train, tmp_path):
     done = train(
         "--config.model.positions=learned", "--config.log.sample_prompts=('abc def',)", "--config.log.sample_tokens=500"

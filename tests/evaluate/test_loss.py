@@ -53,7 +53,9 @@ def by_hand(model, params, stride: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 3, LENGTH])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(LENGTH, marks=pytest.mark.slow)]
+)
 def test_strided_windows_equal_scoring_by_hand(stride):
     evaluate, model, params = evaluator_on(1)
     figures = evaluate(params, batches(stride))

@@ -64,7 +64,7 @@ def test_output_and_gradients_equal_a_loop_over_the_experts(implementation, acti
     assert int(taken_E[-1]) == 0, "an expert without tokens must be among the cases"
 
 
-@pytest.mark.parametrize("implementation", ["ragged", "blocked"])
+@pytest.mark.parametrize("implementation", [pytest.param("ragged", marks=pytest.mark.slow), "blocked"])
 def test_every_token_gets_bit_for_bit_what_its_experts_give_it_alone(implementation):
     """Integers, so that no order of summation rounds: equality is exact."""
     x_BTD, ids_BTk, _, kernels = jax.tree.map(

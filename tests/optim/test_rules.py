@@ -215,7 +215,8 @@ def soap_reference(grads, bases, *, every, b1=0.9, b2=0.95):
     return out, averages, q
 
 
-@pytest.mark.parametrize("max_size", [8, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_size", [8, 12])
 def test_soap_of_each_layers_matrix(max_size):
     """With a limit of 8 the feed-forward's side of 12 is not rotated. Bases are refreshed at the third step."""
     config = small_config(name="soap", soap_every="2", soap_max_size=str(max_size), **DIRECTION)

@@ -54,7 +54,7 @@ def test_bits_per_byte_and_loss_are_of_the_weighted_targets():
     assert float(metrics["loss"]) == pytest.approx(np.log(96), abs=0.1)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_bf16_parameters_keep_an_f32_optimizer_and_compile_once(optimizer):
     config = small_config(**{"optimizer.name": optimizer, "precision.parameters": "bfloat16"})
     built = built_step(config)
@@ -67,7 +67,9 @@ def test_bf16_parameters_keep_an_f32_optimizer_and_compile_once(optimizer):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state)} == {"float32", "int32"}
 
 
-@pytest.mark.parametrize(("optimizer", "compute"), [("adamw", "float32"), ("muon", "bfloat16")])
+@pytest.mark.parametrize(
+    ("optimizer", "compute"), [("adamw", "float32"), pytest.param("muon", "bfloat16", marks=pytest.mark.slow)]
+)
 def test_training_lowers_the_loss(optimizer, compute):
     config = small_config(
         **{"optimizer.name": optimizer, "precision.compute": compute, "optimizer.learning_rate": "5e-3"}

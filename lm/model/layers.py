@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.kernels.linear import linear
+from lm.kernels.lookup import lookup
 from lm.kernels.norm import norm
 from lm.model.initializers import kernel_std, normal
 
@@ -82,7 +83,7 @@ class Embedding(nn.Module):
         table = self.param("embedding", normal(self.std), self.shape, self.param_dtype)
         # Gathered whole before the lookup: from a table sharded over D the compiler would make a
         # D-sharded activation and then have to turn it into a batch-sharded one.
-        return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.dtype)
+        return lookup(table, ids_BT, jnp.dtype(self.dtype), lambda table: self.constrain(table, self.letters))
 
 
 def rope_angles(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.linear import linear
+from lm.kernels.lookup import lookup
 from lm.kernels.norm import norm
 from lm.model.initializers import kernel_init, normal, sizes
 
@@ -71,7 +72,8 @@ class Embedding(nn.Module):
         table = self.param("embedding", normal(self.std), self.shape, self.precision.parameters)
         # Gathered whole before the lookup: from a table sharded over D the compiler would make a
         # D-sharded activation and then have to turn it into a batch-sharded one.
-        return jnp.take(self.constrain(table, self.letters), ids_BT, axis=0).astype(self.precision.compute)
+        gather = lambda table: self.constrain(table, self.letters)  # noqa: E731
+        return lookup(table, ids_BT, jnp.dtype(self.precision.compute), gather)
 
 
 def stacked(params: Mapping, group: int) -> Mapping:

@@ -135,7 +135,7 @@ def slow(*values):
 @pytest.mark.parametrize(
     "policy, overrides",
     [
-        ("attention_out,offload:block_input,mlp_hidden", {}),  # on a CPU the host's memory is the device's
+        slow("attention_out,offload:block_input,mlp_hidden", {}),  # on a CPU the host's memory is the device's
         slow("full", {"model.window": "(4, None)"}),
         slow("none", {"model.window": "(4, None)"}),  # against one layer per loop iteration
         slow("dots", {"model.activation": "gelu", "model.bias": str(BIASES[:-1]), "model.qk_norm": "True"}),

@@ -66,7 +66,7 @@ def muon_direction(gradients, config):
     return 0.2 * np.sqrt(max(x.shape)) * x
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_one_update_against_a_per_layer_reference(name, steps):
     config = OptimizerConfig(
@@ -114,6 +114,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     assert values.max() < 1.2
 
 
+@pytest.mark.slow
 def test_clipping_scales_all_gradients_by_one_factor():
     config = OptimizerConfig(
         name="adamw", b1=0.0, b2=0.0, epsilon=1e6, weight_decay=0.0, warmup_steps=0, learning_rate=1.0

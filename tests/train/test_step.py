@@ -78,6 +78,7 @@ def test_training_lowers_the_loss(optimizer, compute):
     assert losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.slow
 def test_dropout_differs_by_step_and_repeats_by_seed():
     config = small_config(**{"model.dropout": "0.3", "optimizer.learning_rate": "1e-12"})
     first, again = (run_steps(built_step(config), 3, config) for _ in range(2))
@@ -93,6 +94,7 @@ def double_loss(model, params, batch, **kwargs):
     return 2 * loss, sums | {"doubled": 2 * sums["nll"]}
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_is_named_in_the_config():
     own = built_step(small_config(objective="tests.train.test_step:double_loss"))
     plain = built_step(small_config())

@@ -10,6 +10,7 @@ the vocabulary padded to 50,304.
 """
 
 from lm.config import default
+from lm.presets import preset
 
 HARDWARE = "v5e:4x4"
 
@@ -23,14 +24,8 @@ def get_config():
     config.data.batch_size = 480
     config.data.validation_fraction = 0.0005
 
-    config.model.num_layers = 12
-    config.model.d_model = 768
-    config.model.num_heads = 12
-    config.model.norm = "layernorm"
-    config.model.norm_epsilon = 1e-5
-    config.model.bias = ("query", "key", "value", "out", "up", "down", "norm")
-    config.model.activation = "gelu"
-    config.model.positions = "learned"
+    config.model.update(preset("gpt2"))
+    config.model.vocab_size = None  # the tokenizer's, padded
     config.model.remat = "dots"
 
     config.precision.compute = "bfloat16"

@@ -4,7 +4,7 @@
 
 A preset sets the fields of `config.model` that make the architecture, `vocab_size` among them; set that
 to None again to take it from the tokenizer. `lm inspect --preset all` lists them with their sizes.
-Counts equal the published ones (`tests/peer/test_families.py`).
+Counts equal the published ones (`tests/model/test_presets.py`).
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,6 @@ from typing import Any
 from lm.errors import ConfigError, did_you_mean
 
 Shape = Mapping[str, Any]
-
-GPT2_BIAS = ("query", "key", "value", "out", "up", "down", "norm")
 
 
 def _shape(family: Shape, layers: int, width: int, heads: int, kv_heads: int, d_ff: int, **rest: Any) -> Shape:
@@ -26,7 +24,7 @@ def _shape(family: Shape, layers: int, width: int, heads: int, kv_heads: int, d_
 _GPT2 = {
     "norm": "layernorm",
     "norm_epsilon": 1e-5,
-    "bias": GPT2_BIAS,
+    "bias": ("query", "key", "value", "out", "up", "down", "norm"),
     "activation": "gelu",
     "positions": "learned",
     "max_positions": 1024,

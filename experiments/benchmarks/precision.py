@@ -32,15 +32,11 @@ ROWS_OF_TABLE = {
 def config_of(compute: str, topology, *, rows: int = ROWS, length: int = 1024, remat: str = "none"):
     """Return the resolved config in a compute type."""
     from lm.config import default
+    from lm.presets import preset
     from lm.resolve import resolve
 
     config = default()
-    config.model.num_layers = 16
-    config.model.d_model = 2048
-    config.model.num_heads = 32
-    config.model.num_kv_heads = 8
-    config.model.head_dim = 64
-    config.model.d_ff = 8192
+    config.model.update(preset("llama3.2_1b"))
     config.model.vocab_size = 32768
     config.model.remat = remat
     config.data.sequence_length, config.data.batch_size = length, rows

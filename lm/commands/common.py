@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.capabilities import FLOAT8_MATMUL, Capabilities
+from lm.capabilities import Capabilities
 from lm.config import Config, ParallelConfig, apply_overrides, to_dict
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError, did_you_mean
@@ -123,8 +123,7 @@ def resolve_here(config_dict) -> Config:
 def resolve_anywhere(config_dict) -> Config:
     """Resolve what does not depend on the machine: a config for a pod is looked at on a laptop."""
     config_dict.parallel = to_dict(ParallelConfig(data=1))
-    config_dict.model.remat = "none"  # whether activations can be offloaded depends on it
-    return resolve(config_dict, capabilities=Capabilities(device_kind=FLOAT8_MATMUL[0]))
+    return resolve(config_dict, capabilities=Capabilities(platform="tpu", device_kind="TPU7x"))  # it can do everything
 
 
 def resolve_for(config_dict, topology) -> Config:

@@ -31,6 +31,16 @@ def quantize(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return (x / scale).astype(dtype), scale
 
 
+def backward_specs(spec: str) -> tuple[str, str]:
+    """Return the einsums of a matmul's gradients: (g, kernel -> dx) and (x, g -> dkernel).
+
+    `BTD,DF->BTF` gives `BTF,DF->BTD` and `BTD,BTF->DF`.
+    """
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    return f"{out},{right}->{left}", f"{left},{out}->{right}"
+
+
 def dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Return `einsum(spec, a, b)` in f32 of arrays whose 8-bit types may differ (jnp.einsum refuses those)."""
     operands, out = spec.split("->")
@@ -65,11 +75,10 @@ def _forward(x, kernel, spec):
 
 def _backward(spec, residuals, g):
     x8, x_scale, kernel8, kernel_scale, (x_like, kernel_like) = residuals
-    operands, out = spec.split("->")
-    left, right = operands.split(",")
+    of_x, of_kernel = backward_specs(spec)
     g8, g_scale = quantize(g, BACKWARD)
-    dx = dot(f"{out},{right}->{left}", g8, kernel8) * (g_scale * kernel_scale)
-    dkernel = dot(f"{left},{out}->{right}", x8, g8) * (x_scale * g_scale)
+    dx = dot(of_x, g8, kernel8) * (g_scale * kernel_scale)
+    dkernel = dot(of_kernel, x8, g8) * (x_scale * g_scale)
     return dx.astype(x_like.dtype), dkernel.astype(kernel_like.dtype)
 
 

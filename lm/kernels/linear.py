@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.kernels.float8 import float8_einsum
+from lm.kernels.float8 import backward_specs, float8_einsum
 
 
 def linear(x: jax.Array, kernel: jax.Array, spec: str, *, matmul: str = "default") -> jax.Array:
@@ -40,11 +40,10 @@ def _matmul_fwd(x, kernel, spec):
 
 def _matmul_bwd(spec, residuals, g):
     x, kernel = residuals
-    inputs, out = spec.split("->")
-    left, right = inputs.split(",")
+    of_x, of_kernel = backward_specs(spec)
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dx = dot(f"{out},{right}->{left}", g, kernel.astype(x.dtype))
-    dkernel = dot(f"{left},{out}->{right}", x, g)
+    dx = dot(of_x, g, kernel.astype(x.dtype))
+    dkernel = dot(of_kernel, x, g)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 

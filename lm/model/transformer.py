@@ -82,7 +82,11 @@ class Transformer:
         if config.positions == "learned":
             params["embed"]["positions"] = init(self._embedding(config.max_positions), position_key, ids_BT)
         layer_keys = jax.random.split(layer_key, config.num_layers)
-        params["layers"] = jax.vmap(lambda key: init(self._block, key, x_BTD, **call))(layer_keys)
+        # Parameters depend on shapes alone: what may be a kernel or a region of a mesh does not run under `vmap`.
+        passing = dataclasses.replace(
+            self, attention=lambda q_BTNH, *_, **__: q_BTNH, experts=lambda x_BTD, *_, **__: (x_BTD, jnp.zeros(()))
+        )
+        params["layers"] = jax.vmap(lambda key: init(passing._block, key, x_BTD, **call))(layer_keys)
         params["final_norm"] = init(self._final_norm, norm_key, x_BTD)
         if not config.tie_embeddings:
             params["head"] = init(self._head, head_key, x_BTD)

@@ -109,3 +109,14 @@ def test_every_experiment_resolves_and_says_how_to_run_it(lm, corpus, path):
     assert done.code == 0, done.err
     assert json.loads(done.out)["parameters"] > 0
     assert f"lm train --config experiments/{path.name}" in path.read_text()
+
+
+def test_inspect_of_a_preset_and_of_a_config_for_other_hardware(lm, config):
+    result = json.loads(lm("inspect", "--preset", "gpt2", "--json").out)
+    assert result["parameters"] == 124_439_808
+    assert "tokens_per_step" not in result
+    assert 'Did you mean "gpt2_xl"?' in lm("inspect", "--preset", "gpt2_xll").refusal(2)
+    # What only an accelerator can do is looked at on a laptop; a typo is refused there too.
+    assert lm("inspect", "--config", config, "--config.model.remat=offload:block_input").code == 0
+    assert lm("inspect", "--config", config, "--config.precision.matmul=float8").code == 0
+    assert "config.model.remat" in lm("inspect", "--config", config, "--config.model.remat=ful").refusal(2)

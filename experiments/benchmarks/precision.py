@@ -10,9 +10,9 @@ f32 parameters in both. Temporaries are what is alive at one time beside the arg
 Measured with jax 0.10.2 and libtpu 0.0.42.1, in MiB:
 
                                             optimized   bf16's share    --fast   bf16's share
-    bf16                                         5425                     5285
-    f32                                          9829           0.552    10053          0.526
-    f32 with the TPU's default matmuls           8777           0.618    10053          0.526
+    bf16                                         5425                     5413
+    f32                                          9829           0.552    10053          0.538
+    f32 with the TPU's default matmuls           8777           0.618    10053          0.538
 
 The default rounds the operands of f32 matmuls to bf16, so the optimizer keeps in bf16 whatever only feeds a matmul.
 """

@@ -54,13 +54,15 @@ class Ours:
         from lm.optim import hyperparameters
         from lm.parallel.devices import detect
         from lm.parallel.mesh import make_mesh, place_batch, replicated
+        from lm.presets import preset
         from lm.resolve import resolve
         from lm.train.step import build_step
 
         config = default()
-        config.model.num_layers, config.model.d_model, config.model.num_heads = shape["L"], shape["D"], shape["N"]
-        config.model.vocab_size, config.model.positions, config.model.bias = shape["V"], "learned", True
-        config.model.norm, config.model.norm_epsilon, config.model.activation = "layernorm", 1e-5, "gelu"
+        config.model.update(preset("gpt2"))
+        config.model.num_layers, config.model.d_model, config.model.d_ff = shape["L"], shape["D"], 4 * shape["D"]
+        config.model.num_heads = config.model.num_kv_heads = shape["N"]
+        config.model.vocab_size, config.model.max_positions = shape["V"], shape["T"]
         config.data.sequence_length, config.data.batch_size = shape["T"], shape["B"]
         config.data.document_mask = False
         config.optimizer.schedule, config.optimizer.warmup_steps = "constant", 0

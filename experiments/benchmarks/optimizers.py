@@ -50,7 +50,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 }
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CURVE_TOKENS = 16384  # validation tokens at each point of a curve; the last point also has all of eval.tokens
-POINTS = 12  # of a curve
+POINTS = 6  # of a curve
 TIMED_STEPS = 10  # a multiple of soap_every: a refresh of the eigenbases in each
 
 

@@ -1,0 +1,1 @@
+"""Attention in blocks, with O(T) memory: `flash_attention` and its backends."""

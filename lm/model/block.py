@@ -18,7 +18,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     precision: PrecisionConfig
-    attention: Callable  # of the signature of lm.kernels.attention.attention
+    attention: Callable  # of the signature of lm.kernels.flash_attention
     constrain: Callable
 
     @nn.compact

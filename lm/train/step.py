@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from lm.config import Config
 from lm.errors import ConfigError
-from lm.kernels.attention import attention
+from lm.kernels.flash_attention import flash_attention
 from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
@@ -60,7 +60,7 @@ class BuiltStep:
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
     """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(config.model, config.precision, attention, make_experts(mesh), make_constrain(mesh))
+    return Transformer(config.model, config.precision, flash_attention, make_experts(mesh), make_constrain(mesh))
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:

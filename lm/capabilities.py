@@ -19,8 +19,8 @@ class AttentionSupport:
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
 
 
-# Every implementation that `lm.kernels.attention` dispatches to.
-ATTENTION: Mapping[str, AttentionSupport] = {"reference": AttentionSupport()}
+# Every implementation that `lm.kernels.flash_attention` dispatches to. `reference` holds all logits at once.
+ATTENTION: Mapping[str, AttentionSupport] = {"blockwise": AttentionSupport(), "reference": AttentionSupport()}
 
 # Every implementation of the experts' grouped matmuls in `lm.kernels.experts`.
 EXPERTS = ("ragged", "blocked")
@@ -83,7 +83,7 @@ class Capabilities:
 
     def attention_for(self, name: str) -> str:
         """Return the implementation that `auto` (or a name) stands for on this platform."""
-        return "reference" if name == "auto" else name
+        return "blockwise" if name == "auto" else name
 
     def experts_for(self, name: str) -> str:
         """Return the implementation of the experts' matmuls that `auto` (or a name) stands for.

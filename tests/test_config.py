@@ -32,7 +32,7 @@ def test_defaults_resolve_and_fill_in_derived_sizes():
     assert config.model.num_kv_heads == config.model.num_heads == 4
     assert config.model.head_dim == 64
     assert config.model.d_ff == 704  # 8/3 of 256, up to a multiple of 64
-    assert config.model.attention == "reference"
+    assert config.model.attention == "blockwise"
     assert config.parallel.data == 1
 
 

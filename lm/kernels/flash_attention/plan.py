@@ -32,13 +32,20 @@ class Ranges(NamedTuple):
     def is_static(self) -> bool:
         return isinstance(self.lo, np.ndarray)
 
+    def never_full(self) -> "Ranges":
+        """Return the ranges with every block masked."""
+        return self._replace(full_lo=self.hi, full_hi=self.hi)
+
     def shared(self) -> "Ranges":
         """Return ranges `[1, n]` that serve all rows at once: they hold every row's, and are full for every row."""
         if self.lo.shape[0] == 1:
             return self
         xp = np if self.is_static else jnp
         full_lo, full_hi = xp.max(self.full_lo, 0, keepdims=True), xp.min(self.full_hi, 0, keepdims=True)
-        lo, hi = xp.min(xp.where(self.lo < self.hi, self.lo, 2**30), 0, keepdims=True), xp.max(self.hi, 0, keepdims=True)
+        lo, hi = (
+            xp.min(xp.where(self.lo < self.hi, self.lo, 2**30), 0, keepdims=True),
+            xp.max(self.hi, 0, keepdims=True),
+        )
         none = full_lo >= full_hi
         return Ranges(xp.minimum(lo, hi), xp.where(none, hi, full_lo), xp.where(none, hi, full_hi), hi)
 
@@ -104,7 +111,7 @@ def _extremes(ids_RT: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
 def _ranges(visible, full, xp) -> Ranges:
     """Return the ranges along the last axis."""
     count = visible.shape[-1]
-    number = np.arange(count, dtype=np.int32)
+    number = np.arange(count, dtype=np.int32).reshape(1, 1, count)
 
     def first(where, otherwise):
         return xp.min(xp.where(where, number, xp.int32(count)), -1).clip(max=otherwise)

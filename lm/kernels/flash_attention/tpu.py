@@ -1,0 +1,188 @@
+"""Attention in blocks on TPUs: forward and fused backward in Pallas (Mosaic), for bf16 and f32.
+
+The kernels are in `tpu_forward` and `tpu_backward`; here arrays are padded to whole blocks and to heads of whole
+lanes, and heads are laid side by side, which is how projections make them: nothing is transposed.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lm.kernels.flash_attention.options import MASKED, Options
+from lm.kernels.flash_attention.plan import Plan, Ranges, make_plan
+from lm.kernels.flash_attention.tpu_backward import backward_call
+from lm.kernels.flash_attention.tpu_common import LANES, LOG2E, Tiles, largest_divisor, walk_of
+from lm.kernels.flash_attention.tpu_forward import forward_call
+
+SUB_Q, SUB_K = 512, 256  # tiles of logits in a block; see experiments/benchmarks/tpu_schedule.py
+
+
+def forward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    q_segment_ids: jax.Array | None,
+    kv_segment_ids: jax.Array | None,
+    q_offset: jax.Array | int,
+    options: Options,
+    *,
+    block_q: int = 1024,
+    block_k: int = 1024,
+    count_steps: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Return `out_BTNH` in q's type and the natural log-sum-exp `lse_BNT` in f32.
+
+    Args:
+      q_BTNH, k_BSKH, v_BSKH: bf16 or f32 of any length; K divides N.
+      q_segment_ids, kv_segment_ids: `[B, T]` and `[B, S]`, or both None.
+      q_offset: position of the first query among the keys: an int, a scalar or `[B]`.
+      options: what else is asked.
+      block_q, block_k: the most queries and keys of a grid step, multiples of 128.
+      count_steps: also return int32 `[B, N, q blocks, 2]`: key blocks computed and fetched, counted as they are.
+
+    A query that sees no key gives out 0 and lse MASKED (-0.7 times the greatest f32).
+    """
+    (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
+    tiles, plan = _tiles_and_plan(T, S, block_q, block_k, q_segment_ids, kv_segment_ids, q_offset, options)
+    walk, ranges = walk_of(plan.of_queries, -(-S // tiles.block_k))
+    out_BTM, lse_BN1T, *counts = forward_call(
+        _side_by_side(q_BTNH, tiles.block_q),
+        _side_by_side(k_BSKH, tiles.block_k),
+        _side_by_side(v_BSKH, tiles.block_k),
+        _padded_ids(q_segment_ids, tiles.block_q),
+        _padded_ids(kv_segment_ids, tiles.block_k),
+        ranges,
+        jnp.asarray(q_offset, jnp.int32).reshape(-1),
+        heads=(N, K),
+        tiles=tiles,
+        walk=walk,
+        count_steps=count_steps,
+    )
+    return _apart(out_BTM, T, N, H), lse_BN1T[:, :, 0, :T], *(_counts(c) for c in counts)
+
+
+def backward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    q_segment_ids: jax.Array | None,
+    kv_segment_ids: jax.Array | None,
+    q_offset: jax.Array | int,
+    lse_BNT: jax.Array,
+    dout_BTNH: jax.Array,
+    delta_BNT: jax.Array,
+    options: Options,
+    *,
+    block_q: int = 1024,
+    block_k: int = 1024,
+    accumulator_bytes: int = 12 * 2**20,
+    vmem_bytes: int = 64 * 2**20,
+    count_steps: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Return `dq_BTNH`, `dk_BSKH` and `dv_BSKH` in the types of q, k and v.
+
+    Args:
+      lse_BNT: what `forward` returned.
+      dout_BTNH: gradient of out.
+      delta_BNT: f32, the row sums of out * dout less the gradient of lse.
+      accumulator_bytes: VMEM for the gradients of keys and values. More keys than fit are passed over in chunks,
+        each of which reads all queries.
+      vmem_bytes: all that the kernel may use of VMEM.
+      count_steps: also return the counts of `forward`, summed over the chunks.
+
+    The other arguments are those of `forward`. The order of all sums is fixed.
+    """
+    (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
+    tiles, plan = _tiles_and_plan(T, S, block_q, block_k, q_segment_ids, kv_segment_ids, q_offset, options)
+    # A query that sees no key meets masked logits only: any finite log-sum-exp gives it the weight 0.
+    lse_BNT = jnp.where(lse_BNT <= MASKED / 2, 0.0, lse_BNT * LOG2E)
+    q_BTM, dout_BTM = (_side_by_side(x, tiles.block_q) for x in (q_BTNH, dout_BTNH))
+    k_BSM, v_BSM = (_side_by_side(x, tiles.block_k) for x in (k_BSKH, v_BSKH))
+    q_ids_B1T, k_ids_B1S = _padded_ids(q_segment_ids, tiles.block_q), _padded_ids(kv_segment_ids, tiles.block_k)
+    lse_BN1T, delta_BN1T = (_padded(x, 2, tiles.block_q)[:, :, None] for x in (lse_BNT, delta_BNT))
+
+    num_blocks = k_BSM.shape[1] // tiles.block_k
+    bytes_per_key = q_BTM.shape[2] // N * 2 * (4 + k_BSM.dtype.itemsize)  # the sums and what they become
+    chunk = min(num_blocks, max(1, accumulator_bytes // (bytes_per_key * tiles.block_k)))
+    dq_BTM, dks, dvs, counts = None, [], [], None
+    for start in range(0, num_blocks, chunk):
+        blocks = min(chunk, num_blocks - start)
+        keys = slice(start * tiles.block_k, (start + blocks) * tiles.block_k)
+        walk, ranges = walk_of(_part(plan.of_queries, start, blocks), blocks)
+        dq, dk, dv, *count = backward_call(
+            q_BTM,
+            k_BSM[:, keys],
+            v_BSM[:, keys],
+            dout_BTM,
+            lse_BN1T,
+            delta_BN1T,
+            q_ids_B1T,
+            None if k_ids_B1S is None else k_ids_B1S[:, :, keys],
+            ranges,
+            jnp.asarray(q_offset, jnp.int32).reshape(-1),
+            heads=(N, K),
+            tiles=tiles,
+            walk=walk,
+            first_key=keys.start,
+            dq_dtype=q_BTM.dtype if chunk == num_blocks else jnp.float32,
+            vmem_bytes=vmem_bytes,
+            count_steps=count_steps,
+        )
+        dq_BTM = dq if dq_BTM is None else dq_BTM + dq
+        dks.append(dk)
+        dvs.append(dv)
+        if count_steps:
+            counts = _counts(count[0]) if counts is None else counts + _counts(count[0])
+    dk_BSM, dv_BSM = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (dks, dvs))
+    gradients = (
+        _apart(dq_BTM, T, N, H).astype(q_BTNH.dtype),
+        _apart(dk_BSM, S, K, H),
+        _apart(dv_BSM, S, K, H),
+    )
+    return (*gradients, counts) if count_steps else gradients
+
+
+def _tiles_and_plan(T, S, block_q, block_k, q_ids, k_ids, q_offset, options: Options) -> tuple[Tiles, Plan]:
+    block_q, block_k = (min(block, -(-size // LANES) * LANES) for block, size in ((block_q, T), (block_k, S)))
+    tiles = Tiles(
+        options=options,
+        block_q=block_q,
+        block_k=block_k,
+        sub_q=largest_divisor(block_q, SUB_Q),
+        sub_k=largest_divisor(block_k, SUB_K),
+        num_keys=S if S % block_k else None,
+    )
+    masks = {"causal": options.causal, "window": options.window, "q_offset": q_offset}
+    return tiles, make_plan(T, S, block_q, block_k, q_segment_ids=q_ids, kv_segment_ids=k_ids, **masks)
+
+
+def _part(ranges: Ranges, start: int, blocks: int) -> Ranges:
+    """Return the ranges' part in `blocks` key blocks from `start`, counted from there."""
+    return Ranges(*((field - start).clip(0, blocks) for field in ranges))
+
+
+def _padded(x: jax.Array, axis: int, block: int, lanes: bool = False) -> jax.Array:
+    """Pad an axis with zeros to whole blocks and, with `lanes`, the last to whole lanes."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % block)
+    if lanes:
+        padding[-1] = (0, -x.shape[-1] % LANES)
+    return jnp.pad(x, padding) if any(after for _, after in padding) else x
+
+
+def _padded_ids(ids_BT: jax.Array | None, block: int) -> jax.Array | None:
+    return None if ids_BT is None else _padded(ids_BT.astype(jnp.int32), 1, block)[:, None]
+
+
+def _side_by_side(x_BTNH: jax.Array, block: int) -> jax.Array:
+    """Return `[B, whole blocks of T, N * whole lanes of H]`."""
+    padded = _padded(x_BTNH, 1, block, lanes=True)
+    return padded.reshape(*padded.shape[:2], -1)
+
+
+def _apart(x_BTM: jax.Array, T: int, N: int, H: int) -> jax.Array:
+    """Undo `_side_by_side`."""
+    return x_BTM.reshape(*x_BTM.shape[:2], N, -1)[:, :T, :, :H]
+
+
+def _counts(counts: jax.Array) -> jax.Array:
+    return counts[:, :, :, :2, 0]

@@ -7,6 +7,7 @@ import math
 from functools import partial
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -51,7 +52,7 @@ def forward_call(
         return walk.key_block(ranges_ref, b, i, step)
 
     queries = pl.BlockSpec((None, bq, H), lambda b, n, i, step, *_: (b, i, n))
-    keys = pl.BlockSpec((None, bk, H), lambda b, n, i, step, r, _: (b, at_key_block(b, i, step, r), n // G))
+    keys = pl.BlockSpec((None, bk, H), lambda b, n, i, step, r, _: (b, at_key_block(b, i, step, r), lax.div(n, G)))
     rows = pl.BlockSpec((None, None, 1, bq), lambda b, n, i, step, *_: (b, n, 0, i))
     has_ids = q_ids_B1T is not None
     ids = [

@@ -36,7 +36,7 @@ class Case:
     traced_offset: bool = False
     block_q: int = BLOCK
     block_k: int = BLOCK
-    accumulator_bytes: int = 12 * 2**20
+    vmem_bytes: int | None = None
 
     @property
     def options(self) -> Options:
@@ -118,7 +118,7 @@ def forward(case, q, k, v, **more):
 
 @interpreted
 def backward(case, q, k, v, out, lse, dout, dlse, **more):
-    more |= case.blocks | {"accumulator_bytes": case.accumulator_bytes}
+    more |= case.blocks | {"vmem_bytes": case.vmem_bytes}
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1).swapaxes(1, 2) - dlse
     run = lambda offset: tpu.backward(q, k, v, *case.segments(), offset, lse, dout, delta, case.options, **more)  # noqa: E731
     return jax.jit(run)(jnp.int32(case.offset)) if case.traced_offset else run(case.offset)
@@ -168,7 +168,7 @@ def test_causal_grouped_queries_match_the_definition():
         Case(T=200, S=130, causal=False),
         Case(T=300, S=130),  # the last queries see all keys
         Case(T=130, S=200, offset=-40),  # the first queries see none
-        Case(T=256, S=384, N=4, K=2, accumulator_bytes=1, causal=False, documents=(200, 184)),
+        Case(T=256, S=384, N=4, K=2, vmem_bytes=2**20, causal=False, documents=(200, 184)),
         Case(T=512, S=512, block_q=256, block_k=512, documents=(300, 212), window=200),
         Case(dtype="bfloat16", H=128),
         Case(dtype="bfloat16", H=256, softcap=2.0, window=100, N=1),

@@ -4,6 +4,8 @@ The kernels are in `tpu_forward` and `tpu_backward`; here arrays are padded to w
 lanes, and heads are laid side by side, which is how projections make them: nothing is transposed.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +29,7 @@ def forward(
     *,
     block_q: int = 1024,
     block_k: int = 1024,
+    vmem_bytes: int | None = None,
     count_steps: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Return `out_BTNH` in q's type and the natural log-sum-exp `lse_BNT` in f32.
@@ -37,6 +40,7 @@ def forward(
       q_offset: position of the first query among the keys: an int, a scalar or `[B]`.
       options: what else is asked.
       block_q, block_k: the most queries and keys of a grid step, multiples of 128.
+      vmem_bytes: what a kernel may use of VMEM; None: what this TPU has or, without one, what all since v5 have.
       count_steps: also return int32 `[B, N, q blocks, 2]`: key blocks computed and fetched, counted as they are.
 
     A query that sees no key gives out 0 and lse MASKED (-0.7 times the greatest f32).
@@ -55,6 +59,7 @@ def forward(
         heads=(N, K),
         tiles=tiles,
         walk=walk,
+        vmem_bytes=vmem_bytes or _vmem_bytes(),
         count_steps=count_steps,
     )
     return _apart(out_BTM, T, N, H), lse_BN1T[:, :, 0, :T], *(_counts(c) for c in counts)
@@ -74,8 +79,7 @@ def backward(
     *,
     block_q: int = 1024,
     block_k: int = 1024,
-    accumulator_bytes: int = 12 * 2**20,
-    vmem_bytes: int = 64 * 2**20,
+    vmem_bytes: int | None = None,
     count_steps: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Return `dq_BTNH`, `dk_BSKH` and `dv_BSKH` in the types of q, k and v.
@@ -84,9 +88,8 @@ def backward(
       lse_BNT: what `forward` returned.
       dout_BTNH: gradient of out.
       delta_BNT: f32, the row sums of out * dout less the gradient of lse.
-      accumulator_bytes: VMEM for the gradients of keys and values. More keys than fit are passed over in chunks,
-        each of which reads all queries.
-      vmem_bytes: all that the kernel may use of VMEM.
+      vmem_bytes: as in `forward`. A quarter is for the gradients of keys and values; more keys than fit are passed
+        over in chunks, each of which reads all queries.
       count_steps: also return the counts of `forward`, summed over the chunks.
 
     The other arguments are those of `forward`. The order of all sums is fixed.
@@ -102,7 +105,8 @@ def backward(
 
     num_blocks = k_BSM.shape[1] // tiles.block_k
     bytes_per_key = q_BTM.shape[2] // N * 2 * (4 + k_BSM.dtype.itemsize)  # the sums and what they become
-    chunk = min(num_blocks, max(1, accumulator_bytes // (bytes_per_key * tiles.block_k)))
+    vmem_bytes = vmem_bytes or _vmem_bytes()
+    chunk = min(num_blocks, max(1, vmem_bytes // 4 // (bytes_per_key * tiles.block_k)))
     dq_BTM, dks, dvs, counts = None, [], [], None
     for start in range(0, num_blocks, chunk):
         blocks = min(chunk, num_blocks - start)
@@ -139,6 +143,12 @@ def backward(
         _apart(dv_BSM, S, K, H),
     )
     return (*gradients, counts) if count_steps else gradients
+
+
+def _vmem_bytes() -> int:
+    """Return what a kernel may use of VMEM here: all of a v4's, at most half of a later TPU's."""
+    kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
+    return (16 if re.fullmatch("TPU v[234].*", kind) else 64) * 2**20
 
 
 def _tiles_and_plan(T, S, block_q, block_k, q_ids, k_ids, q_offset, options: Options) -> tuple[Tiles, Plan]:

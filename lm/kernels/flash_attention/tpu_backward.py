@@ -53,12 +53,11 @@ def backward_call(
     """Run the kernel over whole blocks, `S` keys of which fit into VMEM.
 
     Args:
-      q_BTM, k_BSM, v_BSM, dout_BTM, q_ids_B1T, k_ids_B1S, ranges, offset_R, heads: as in `forward_call`.
+      q_BTM, k_BSM, v_BSM, dout_BTM, q_ids_B1T, k_ids_B1S, ranges, offset_R, heads, vmem_bytes: as in `forward_call`.
       lse_BN1T: log-sum-exp in base 2; 0 for a query that sees no key.
       delta_BN1T: sum(out * dout) - dlse.
       first_key: position of the first key of `k_BSM`, whose blocks `ranges` count from 0.
       dq_dtype: f32 where it is added to that of other keys.
-      vmem_bytes: what the kernel may use of VMEM.
 
     Returns:
       `dq_BTM`, `dk_BSM`, `dv_BSM` and, with `count_steps`, the counts of `forward_call`.

@@ -29,7 +29,19 @@ f32 = jnp.float32
 
 
 def forward_call(
-    q_BTM, k_BSM, v_BSM, q_ids_B1T, k_ids_B1S, ranges, offset_R, *, heads, tiles: Tiles, walk: Walk, count_steps: bool
+    q_BTM,
+    k_BSM,
+    v_BSM,
+    q_ids_B1T,
+    k_ids_B1S,
+    ranges,
+    offset_R,
+    *,
+    heads,
+    tiles: Tiles,
+    walk: Walk,
+    vmem_bytes: int,
+    count_steps: bool,
 ):
     """Run the kernel over whole blocks.
 
@@ -38,6 +50,7 @@ def forward_call(
       q_ids_B1T, k_ids_B1S: int32 segment ids, or None.
       ranges: what `walk_of` returned; offset_R: int32 positions of the first query, R = 1 or B.
       heads: (N, K).
+      vmem_bytes: what the kernel may use of VMEM.
 
     Returns:
       `out_BTM`, natural `lse_BN1T` in f32 and, with `count_steps`, int32 `[B, N, q blocks, 8, 128]` whose [0, 0] is
@@ -80,7 +93,9 @@ def forward_call(
             ],
         ),
         out_shape=[kind for _, kind in outputs],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes
+        ),
         cost_estimate=pl.CostEstimate(
             flops=4 * B * N * T * min(walk.steps * bk, k_BSM.shape[1]) * H,
             transcendentals=B * N * T * min(walk.steps * bk, k_BSM.shape[1]),

@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lm.kernels.flash_attention import tpu
 from lm.kernels.flash_attention.options import MASKED, Options
+from lm.kernels.flash_attention.plan import make_plan
 
 BLOCK = 128
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}  # of the global norm
@@ -178,3 +179,53 @@ def test_causal_grouped_queries_match_the_definition():
 )
 def test_every_option_matches_the_definition(case):
     check(case)
+
+
+def gradients_of(case, arrays):
+    """Return every output of both passes by name."""
+    q, k, v, dout, dlse = arrays
+    out, lse = forward(case, q, k, v)
+    dq, dk, dv = backward(case, q, k, v, out, lse, dout, dlse)
+    return {"out": out, "lse": lse.swapaxes(1, 2), "dq": dq, "dk": dk, "dv": dv}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", [0, 1])
+@pytest.mark.parametrize("lengths, poison", [((90, 166), 1e4), ((128, 128), np.nan)], ids=["in a block", "skipped"])
+def test_nothing_leaks_between_documents(lengths, poison, document):
+    """What the other document holds changes nothing, bit for bit; blocks that are skipped whole may hold NaN."""
+    case = Case(documents=lengths, causal=False)
+    arrays = case.arrays()
+    hidden = (np.asarray(case.segments()[0])[0] != document)[None, :, None, None]
+    poisoned = [jnp.where(hidden, poison, x) for x in arrays[:4]]
+    clean, dirty = gradients_of(case, arrays), gradients_of(case, (*poisoned, arrays[4]))
+    for name, value in clean.items():
+        np.testing.assert_array_equal(value[:, ~hidden[0, :, 0, 0]], dirty[name][:, ~hidden[0, :, 0, 0]], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(T=512, S=512, documents=(100, 156, 200, 56), B=2, N=1),
+        Case(T=512, S=512, window=130, N=1, K=1),
+        Case(T=256, S=512, offset=256, traced_offset=True, N=1, window=200),
+        Case(T=256, S=512, documents=(256, 256), causal=False, N=1, vmem_bytes=2**20),
+    ],
+    ids=["packed", "windowed", "offset", "packed, keys in chunks"],
+)
+def test_blocks_are_computed_and_fetched_as_planned(case):
+    """The kernels count what they do: a step for each visible block, and no fetch for a step that is skipped."""
+    q, k, v, dout, dlse = case.arrays()
+    q_ids, k_ids = case.segments()
+    masks = {"causal": case.causal, "window": case.window, "q_offset": case.offset}
+    plan = make_plan(case.T, case.S, BLOCK, BLOCK, q_segment_ids=q_ids, kv_segment_ids=k_ids, **masks).of_queries
+    blocks = np.broadcast_to(np.asarray(plan.hi - plan.lo)[:, None], (case.B, case.N, case.T // BLOCK))
+    assert blocks.sum() < 0.8 * case.B * case.N * case.T * case.S / BLOCK**2
+    out, lse, counts = forward(case, q, k, v, count_steps=True)
+    np.testing.assert_array_equal(counts[..., 0], blocks)
+    np.testing.assert_array_equal(counts[..., 1], blocks)
+    *_, counts = backward(case, q, k, v, out, lse, dout, dlse, count_steps=True)
+    np.testing.assert_array_equal(counts[..., 0], blocks)
+    if case.vmem_bytes is None:  # a chunk without visible blocks has one key block anyway
+        np.testing.assert_array_equal(counts[..., 1], blocks)

@@ -21,42 +21,46 @@ TABLE
 """
 
 import argparse
+import dataclasses
 import glob
 import json
 import os
 import re
 import tempfile
 
+# Topology, and products of the matrix units in a cycle.
 CHIPS = {"v5e": ("v5e:1x1", 4 * 128 * 128), "v5p": ("v5p:2x2x1", 4 * 128 * 128), "v6e": ("v6e:1x1", 2 * 256 * 256)}
 T, H = 4096, 128
 SPLASH_COMPUTE = 512  # keys at a time; its best of 256, 512 and 1024 at blocks of 1024
 
 
-def ours(block: int, is_backward: bool):
+def ours(device_kind: str, block: int, is_backward: bool):
     """Return our pass as a function, and the shapes of its arguments."""
     import jax.numpy as jnp
 
     from lm.kernels.flash_attention import tpu
     from lm.kernels.flash_attention.options import Options
 
-    options, blocks = Options(False, None, None, H**-0.5), {"block_q": block, "block_k": block}
+    options, sizes = Options(False, None, None, H**-0.5), tpu.sizes_for(device_kind, 2 * H, is_backward=is_backward)
+    sizes = dataclasses.replace(sizes, block_q=block, block_k=block)
     heads, rows = ((1, T, 1, H), jnp.bfloat16), ((1, 1, T), jnp.float32)
     if not is_backward:
-        return lambda q, k, v: tpu.forward(q, k, v, None, None, 0, options, **blocks), [heads] * 3
+        return lambda q, k, v: tpu.forward(q, k, v, None, None, 0, options, sizes), [heads] * 3
 
     def backward(q, k, v, lse, dout, delta):
-        return tpu.backward(q, k, v, None, None, 0, lse, dout, delta, options, **blocks)
+        return tpu.backward(q, k, v, None, None, 0, lse, dout, delta, options, sizes)
 
     return backward, [*[heads] * 3, rows, heads, rows]
 
 
-def splash(block: int, is_backward: bool):
+def splash(device_kind: str, block: int, is_backward: bool):
     """Return JAX's pass; its backward pass comes with the forward pass."""
     import jax
     import jax.numpy as jnp
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+    del device_kind  # one set of sizes
     compute = min(block, SPLASH_COMPUTE)
     sizes = kernel.BlockSizes(
         block_q=block,
@@ -75,11 +79,12 @@ def splash(block: int, is_backward: bool):
     return attend, [((1, T, H), jnp.bfloat16)] * 3
 
 
-def measure(dump: str, chip: str, function, shapes, block: int, is_backward: bool) -> dict:
-    """Compile and return the counts of the pass's program.
+def measure(dump: str, chip: str, make, block: int, is_backward: bool) -> dict:
+    """Compile a pass and return the counts of its program.
 
     Args:
       dump: the folder that libtpu writes to.
+      make: `ours` or `splash`.
     """
     import jax
     import numpy as np
@@ -90,7 +95,9 @@ def measure(dump: str, chip: str, function, shapes, block: int, is_backward: boo
     for path in glob.glob(f"{dump}/*"):
         os.remove(path)
     topology, products = CHIPS[chip]
-    sharding = NamedSharding(Mesh(np.array(describe(topology).devices[:1]), ("x",)), PartitionSpec())
+    device = describe(topology).devices[0]
+    sharding = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
+    function, shapes = make(device.device_kind, block, is_backward)
     arguments = [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
     jax.jit(function, out_shardings=sharding).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
     of_pass = r"flash_backward|dkv" if is_backward else r"flash_forward|splash_m[hq]a_fwd"
@@ -164,7 +171,7 @@ def main() -> None:
             for is_backward in (False, True):
                 for block in args.blocks:
                     makers = (ours,) if args.ours else (ours, splash)
-                    pair = [measure(dump, chip, *make(block, is_backward), block, is_backward) for make in makers]
+                    pair = [measure(dump, chip, make, block, is_backward) for make in makers]
                     rows.append(pair)
                     if args.json:
                         for maker, row in zip(makers, pair, strict=True):

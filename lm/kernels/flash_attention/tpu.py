@@ -4,6 +4,7 @@ The kernels are in `tpu_forward` and `tpu_backward`; here arrays are padded to w
 lanes, and heads are laid side by side, which is how projections make them: nothing is transposed.
 """
 
+import dataclasses
 import re
 
 import jax
@@ -15,7 +16,36 @@ from lm.kernels.flash_attention.tpu_backward import backward_call
 from lm.kernels.flash_attention.tpu_common import LANES, LOG2E, Tiles, largest_divisor, walk_of
 from lm.kernels.flash_attention.tpu_forward import forward_call
 
-SUB_Q, SUB_K = 512, 256  # tiles of logits in a block; see experiments/benchmarks/tpu_schedule.py
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How a kernel cuts its work.
+
+    Attributes:
+      block_q, block_k: the most queries and keys of a grid step, multiples of 128.
+      sub_q, sub_k: the most of a tile of logits in it.
+      vmem_bytes: what a kernel may use of VMEM. A quarter of it is for the gradients of keys and values; more keys
+        than fit are passed over in chunks, each of which reads all queries.
+    """
+
+    block_q: int = 1024
+    block_k: int = 1024
+    sub_q: int = 512
+    sub_k: int = 256
+    vmem_bytes: int = 64 * 2**20
+
+
+def sizes_for(device_kind: str, row_bytes: int, *, is_backward: bool) -> Sizes:
+    """Return the sizes with the shortest schedules (`experiments.benchmarks.tpu_schedule`) that fit into VMEM.
+
+    Args:
+      device_kind: as JAX names it; what is not a TPU's is taken for one of the newer.
+      row_bytes: of one head of one token, padded to whole lanes.
+    """
+    old, square = (re.match(kinds, device_kind) is not None for kinds in ("TPU v[234]", "TPU v5"))
+    block = 1024 if row_bytes <= 256 and not old else 512
+    sub_k = (512 if is_backward else 128) if square else 256  # v5 multiplies by squares of 128, v6 by 256
+    return Sizes(block, block, sub_k=sub_k, vmem_bytes=(16 if old else 64) * 2**20)
 
 
 def forward(
@@ -26,10 +56,8 @@ def forward(
     kv_segment_ids: jax.Array | None,
     q_offset: jax.Array | int,
     options: Options,
+    sizes: Sizes | None = None,
     *,
-    block_q: int = 1024,
-    block_k: int = 1024,
-    vmem_bytes: int | None = None,
     count_steps: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Return `out_BTNH` in q's type and the natural log-sum-exp `lse_BNT` in f32.
@@ -39,14 +67,14 @@ def forward(
       q_segment_ids, kv_segment_ids: `[B, T]` and `[B, S]`, or both None.
       q_offset: position of the first query among the keys: an int, a scalar or `[B]`.
       options: what else is asked.
-      block_q, block_k: the most queries and keys of a grid step, multiples of 128.
-      vmem_bytes: what a kernel may use of VMEM; None: what this TPU has or, without one, what all since v5 have.
+      sizes: None: those of this TPU.
       count_steps: also return int32 `[B, N, q blocks, 2]`: key blocks computed and fetched, counted as they are.
 
     A query that sees no key gives out 0 and lse MASKED (-0.7 times the greatest f32).
     """
     (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
-    tiles, plan = _tiles_and_plan(T, S, block_q, block_k, q_segment_ids, kv_segment_ids, q_offset, options)
+    sizes = sizes or _sizes_here(q_BTNH, is_backward=False)
+    tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     walk, ranges = walk_of(plan.of_queries, -(-S // tiles.block_k))
     out_BTM, lse_BN1T, *counts = forward_call(
         _side_by_side(q_BTNH, tiles.block_q),
@@ -59,7 +87,7 @@ def forward(
         heads=(N, K),
         tiles=tiles,
         walk=walk,
-        vmem_bytes=vmem_bytes or _vmem_bytes(),
+        vmem_bytes=sizes.vmem_bytes,
         count_steps=count_steps,
     )
     return _apart(out_BTM, T, N, H), lse_BN1T[:, :, 0, :T], *(_counts(c) for c in counts)
@@ -76,10 +104,8 @@ def backward(
     dout_BTNH: jax.Array,
     delta_BNT: jax.Array,
     options: Options,
+    sizes: Sizes | None = None,
     *,
-    block_q: int = 1024,
-    block_k: int = 1024,
-    vmem_bytes: int | None = None,
     count_steps: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Return `dq_BTNH`, `dk_BSKH` and `dv_BSKH` in the types of q, k and v.
@@ -88,14 +114,13 @@ def backward(
       lse_BNT: what `forward` returned.
       dout_BTNH: gradient of out.
       delta_BNT: f32, the row sums of out * dout less the gradient of lse.
-      vmem_bytes: as in `forward`. A quarter is for the gradients of keys and values; more keys than fit are passed
-        over in chunks, each of which reads all queries.
       count_steps: also return the counts of `forward`, summed over the chunks.
 
     The other arguments are those of `forward`. The order of all sums is fixed.
     """
     (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
-    tiles, plan = _tiles_and_plan(T, S, block_q, block_k, q_segment_ids, kv_segment_ids, q_offset, options)
+    sizes = sizes or _sizes_here(q_BTNH, is_backward=True)
+    tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     # A query that sees no key meets masked logits only: any finite log-sum-exp gives it the weight 0.
     lse_BNT = jnp.where(lse_BNT <= MASKED / 2, 0.0, lse_BNT * LOG2E)
     q_BTM, dout_BTM = (_side_by_side(x, tiles.block_q) for x in (q_BTNH, dout_BTNH))
@@ -105,8 +130,7 @@ def backward(
 
     num_blocks = k_BSM.shape[1] // tiles.block_k
     bytes_per_key = q_BTM.shape[2] // N * 2 * (4 + k_BSM.dtype.itemsize)  # the sums and what they become
-    vmem_bytes = vmem_bytes or _vmem_bytes()
-    chunk = min(num_blocks, max(1, vmem_bytes // 4 // (bytes_per_key * tiles.block_k)))
+    chunk = min(num_blocks, max(1, sizes.vmem_bytes // 4 // (bytes_per_key * tiles.block_k)))
     dq_BTM, dks, dvs, counts = None, [], [], None
     for start in range(0, num_blocks, chunk):
         blocks = min(chunk, num_blocks - start)
@@ -128,7 +152,7 @@ def backward(
             walk=walk,
             first_key=keys.start,
             dq_dtype=q_BTM.dtype if chunk == num_blocks else jnp.float32,
-            vmem_bytes=vmem_bytes,
+            vmem_bytes=sizes.vmem_bytes,
             count_steps=count_steps,
         )
         dq_BTM = dq if dq_BTM is None else dq_BTM + dq
@@ -145,24 +169,31 @@ def backward(
     return (*gradients, counts) if count_steps else gradients
 
 
-def _vmem_bytes() -> int:
-    """Return what a kernel may use of VMEM here: all of a v4's, at most half of a later TPU's."""
+def _sizes_here(q_BTNH: jax.Array, *, is_backward: bool) -> Sizes:
     kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
-    return (16 if re.fullmatch("TPU v[234].*", kind) else 64) * 2**20
+    width = -(-q_BTNH.shape[-1] // LANES) * LANES
+    return sizes_for(kind, width * q_BTNH.dtype.itemsize, is_backward=is_backward)
 
 
-def _tiles_and_plan(T, S, block_q, block_k, q_ids, k_ids, q_offset, options: Options) -> tuple[Tiles, Plan]:
-    block_q, block_k = (min(block, -(-size // LANES) * LANES) for block, size in ((block_q, T), (block_k, S)))
+def _tiles_and_plan(T, S, sizes: Sizes, q_ids, k_ids, q_offset, options: Options) -> tuple[Tiles, Plan]:
+    block_q, block_k = _even_block(T, sizes.block_q), _even_block(S, sizes.block_k)
     tiles = Tiles(
         options=options,
         block_q=block_q,
         block_k=block_k,
-        sub_q=largest_divisor(block_q, SUB_Q),
-        sub_k=largest_divisor(block_k, SUB_K),
+        sub_q=largest_divisor(block_q, sizes.sub_q),
+        sub_k=largest_divisor(block_k, sizes.sub_k),
         num_keys=S if S % block_k else None,
     )
     masks = {"causal": options.causal, "window": options.window, "q_offset": q_offset}
     return tiles, make_plan(T, S, block_q, block_k, q_segment_ids=q_ids, kv_segment_ids=k_ids, **masks)
+
+
+def _even_block(size: int, block: int) -> int:
+    """Return the least block that takes no more blocks than `block` does, so that little is padded."""
+    count = -(-size // block)
+    granule = 2 * LANES if size > LANES and block % (2 * LANES) == 0 else LANES
+    return -(-size // (count * granule)) * granule
 
 
 def _part(ranges: Ranges, start: int, blocks: int) -> Ranges:

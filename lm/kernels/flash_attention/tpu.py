@@ -1,7 +1,8 @@
 """Attention in blocks on TPUs: forward and fused backward in Pallas (Mosaic), for bf16 and f32.
 
 The kernels are in `tpu_forward` and `tpu_backward`; here arrays are padded to whole blocks and to heads of whole
-lanes, and heads are laid side by side, which is how projections make them: nothing is transposed.
+lanes, and transposed to heads first. The compiler lets the projections before and after write and read that layout:
+no copy is left, where heads side by side, `[B, T, N * H]`, took one of every array.
 """
 
 import dataclasses
@@ -72,25 +73,24 @@ def forward(
 
     A query that sees no key gives out 0 and lse MASKED (-0.7 times the greatest f32).
     """
-    (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
+    (_, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
     sizes = sizes or _sizes_here(q_BTNH, is_backward=False)
     tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     walk, ranges = walk_of(plan.of_queries, -(-S // tiles.block_k))
-    out_BTM, lse_BN1T, *counts = forward_call(
-        _side_by_side(q_BTNH, tiles.block_q),
-        _side_by_side(k_BSKH, tiles.block_k),
-        _side_by_side(v_BSKH, tiles.block_k),
+    out_BNTH, lse_BN1T, *counts = forward_call(
+        _heads_first(q_BTNH, tiles.block_q),
+        _heads_first(k_BSKH, tiles.block_k),
+        _heads_first(v_BSKH, tiles.block_k),
         _padded_ids(q_segment_ids, tiles.block_q),
         _padded_ids(kv_segment_ids, tiles.block_k),
         ranges,
         jnp.asarray(q_offset, jnp.int32).reshape(-1),
-        heads=(N, K),
         tiles=tiles,
         walk=walk,
         vmem_bytes=sizes.vmem_bytes,
         count_steps=count_steps,
     )
-    return _apart(out_BTM, T, N, H), lse_BN1T[:, :, 0, :T], *(_counts(c) for c in counts)
+    return _heads_last(out_BNTH, T, H), lse_BN1T[:, :, 0, :T], *(_counts(c) for c in counts)
 
 
 def backward(
@@ -118,53 +118,52 @@ def backward(
 
     The other arguments are those of `forward`. The order of all sums is fixed.
     """
-    (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
+    (_, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
     sizes = sizes or _sizes_here(q_BTNH, is_backward=True)
     tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     # A query that sees no key meets masked logits only: any finite log-sum-exp gives it the weight 0.
     lse_BNT = jnp.where(lse_BNT <= MASKED / 2, 0.0, lse_BNT * LOG2E)
-    q_BTM, dout_BTM = (_side_by_side(x, tiles.block_q) for x in (q_BTNH, dout_BTNH))
-    k_BSM, v_BSM = (_side_by_side(x, tiles.block_k) for x in (k_BSKH, v_BSKH))
+    q_BNTH, dout_BNTH = (_heads_first(x, tiles.block_q) for x in (q_BTNH, dout_BTNH))
+    k_BKSH, v_BKSH = (_heads_first(x, tiles.block_k) for x in (k_BSKH, v_BSKH))
     q_ids_B1T, k_ids_B1S = _padded_ids(q_segment_ids, tiles.block_q), _padded_ids(kv_segment_ids, tiles.block_k)
     lse_BN1T, delta_BN1T = (_padded(x, 2, tiles.block_q)[:, :, None] for x in (lse_BNT, delta_BNT))
 
-    num_blocks = k_BSM.shape[1] // tiles.block_k
-    bytes_per_key = q_BTM.shape[2] // N * 2 * (4 + k_BSM.dtype.itemsize)  # the sums and what they become
+    num_blocks = k_BKSH.shape[2] // tiles.block_k
+    bytes_per_key = q_BNTH.shape[3] * 2 * (4 + k_BKSH.dtype.itemsize)  # the sums and what they become
     chunk = min(num_blocks, max(1, sizes.vmem_bytes // 4 // (bytes_per_key * tiles.block_k)))
-    dq_BTM, dks, dvs, counts = None, [], [], None
+    dq_BNTH, dks, dvs, counts = None, [], [], None
     for start in range(0, num_blocks, chunk):
         blocks = min(chunk, num_blocks - start)
         keys = slice(start * tiles.block_k, (start + blocks) * tiles.block_k)
         walk, ranges = walk_of(_part(plan.of_queries, start, blocks), blocks)
         dq, dk, dv, *count = backward_call(
-            q_BTM,
-            k_BSM[:, keys],
-            v_BSM[:, keys],
-            dout_BTM,
+            q_BNTH,
+            k_BKSH[:, :, keys],
+            v_BKSH[:, :, keys],
+            dout_BNTH,
             lse_BN1T,
             delta_BN1T,
             q_ids_B1T,
             None if k_ids_B1S is None else k_ids_B1S[:, :, keys],
             ranges,
             jnp.asarray(q_offset, jnp.int32).reshape(-1),
-            heads=(N, K),
             tiles=tiles,
             walk=walk,
             first_key=keys.start,
-            dq_dtype=q_BTM.dtype if chunk == num_blocks else jnp.float32,
+            dq_dtype=q_BNTH.dtype if chunk == num_blocks else jnp.float32,
             vmem_bytes=sizes.vmem_bytes,
             count_steps=count_steps,
         )
-        dq_BTM = dq if dq_BTM is None else dq_BTM + dq
+        dq_BNTH = dq if dq_BNTH is None else dq_BNTH + dq
         dks.append(dk)
         dvs.append(dv)
         if count_steps:
             counts = _counts(count[0]) if counts is None else counts + _counts(count[0])
-    dk_BSM, dv_BSM = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (dks, dvs))
+    dk_BKSH, dv_BKSH = (x[0] if len(x) == 1 else jnp.concatenate(x, 2) for x in (dks, dvs))
     gradients = (
-        _apart(dq_BTM, T, N, H).astype(q_BTNH.dtype),
-        _apart(dk_BSM, S, K, H),
-        _apart(dv_BSM, S, K, H),
+        _heads_last(dq_BNTH, T, H).astype(q_BTNH.dtype),
+        _heads_last(dk_BKSH, S, H),
+        _heads_last(dv_BKSH, S, H),
     )
     return (*gradients, counts) if count_steps else gradients
 
@@ -214,15 +213,14 @@ def _padded_ids(ids_BT: jax.Array | None, block: int) -> jax.Array | None:
     return None if ids_BT is None else _padded(ids_BT.astype(jnp.int32), 1, block)[:, None]
 
 
-def _side_by_side(x_BTNH: jax.Array, block: int) -> jax.Array:
-    """Return `[B, whole blocks of T, N * whole lanes of H]`."""
-    padded = _padded(x_BTNH, 1, block, lanes=True)
-    return padded.reshape(*padded.shape[:2], -1)
+def _heads_first(x_BTNH: jax.Array, block: int) -> jax.Array:
+    """Return `[B, N, whole blocks of T, whole lanes of H]`."""
+    return _padded(x_BTNH, 1, block, lanes=True).swapaxes(1, 2)
 
 
-def _apart(x_BTM: jax.Array, T: int, N: int, H: int) -> jax.Array:
-    """Undo `_side_by_side`."""
-    return x_BTM.reshape(*x_BTM.shape[:2], N, -1)[:, :T, :, :H]
+def _heads_last(x_BNTH: jax.Array, T: int, H: int) -> jax.Array:
+    """Undo `_heads_first`."""
+    return x_BNTH.swapaxes(1, 2)[:, :T, :, :H]
 
 
 def _counts(counts: jax.Array) -> jax.Array:

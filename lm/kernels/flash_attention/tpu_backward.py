@@ -31,10 +31,10 @@ f32 = jnp.float32
 
 
 def backward_call(
-    q_BTM,
-    k_BSM,
-    v_BSM,
-    dout_BTM,
+    q_BNTH,
+    k_BKSH,
+    v_BKSH,
+    dout_BNTH,
     lse_BN1T,
     delta_BN1T,
     q_ids_B1T,
@@ -42,7 +42,6 @@ def backward_call(
     ranges,
     offset_R,
     *,
-    heads,
     tiles: Tiles,
     walk: Walk,
     first_key: int,
@@ -53,28 +52,27 @@ def backward_call(
     """Run the kernel over whole blocks, `S` keys of which fit into VMEM.
 
     Args:
-      q_BTM, k_BSM, v_BSM, dout_BTM, q_ids_B1T, k_ids_B1S, ranges, offset_R, heads, vmem_bytes: as in `forward_call`.
+      q_BNTH, k_BKSH, v_BKSH, dout_BNTH, q_ids_B1T, k_ids_B1S, ranges, offset_R, vmem_bytes: as in `forward_call`.
       lse_BN1T: log-sum-exp in base 2; 0 for a query that sees no key.
       delta_BN1T: sum(out * dout) - dlse.
-      first_key: position of the first key of `k_BSM`, whose blocks `ranges` count from 0.
+      first_key: position of the first key of `k_BKSH`, whose blocks `ranges` count from 0.
       dq_dtype: f32 where it is added to that of other keys.
 
     Returns:
-      `dq_BTM`, `dk_BSM`, `dv_BSM` and, with `count_steps`, the counts of `forward_call`.
+      `dq_BNTH`, `dk_BKSH`, `dv_BKSH` and, with `count_steps`, the counts of `forward_call`.
     """
-    N, K = heads
-    (B, T, _), S = q_BTM.shape, k_BSM.shape[1]
-    H, G = q_BTM.shape[2] // N, N // K
+    (B, N, T, H), (K, S) = q_BNTH.shape, k_BKSH.shape[1:3]
+    G = N // K
     bq, bk = tiles.block_q, tiles.block_k
 
     def at_key_block(b, i, step, ranges_ref):
         return walk.key_block(ranges_ref, b, i, step)
 
-    queries = pl.BlockSpec((None, bq, H), lambda b, kv, g, i, step, *_: (b, i, kv * G + g))
-    keys = pl.BlockSpec((None, bk, H), lambda b, kv, g, i, step, r, _: (b, at_key_block(b, i, step, r), kv))
+    queries = pl.BlockSpec((None, None, bq, H), lambda b, kv, g, i, step, *_: (b, kv * G + g, i, 0))
+    keys = pl.BlockSpec((None, None, bk, H), lambda b, kv, g, i, step, r, _: (b, kv, at_key_block(b, i, step, r), 0))
     rows = pl.BlockSpec((None, None, 1, bq), lambda b, kv, g, i, step, *_: (b, kv * G + g, 0, i))
     all_keys = pl.BlockSpec(
-        (None, S, H), lambda b, kv, g, i, step, *_: (b, 0, kv), pipeline_mode=pl.Buffered(buffer_count=1)
+        (None, None, S, H), lambda b, kv, g, i, step, *_: (b, kv, 0, 0), pipeline_mode=pl.Buffered(buffer_count=1)
     )
     has_ids = q_ids_B1T is not None
     ids = [
@@ -82,12 +80,12 @@ def backward_call(
         pl.BlockSpec((None, 1, bk), lambda b, kv, g, i, step, r, _: (b, 0, at_key_block(b, i, step, r))),
     ]
     counts = pl.BlockSpec((None, None, None, SUBLANES, LANES), lambda b, kv, g, i, step, *_: (b, kv * G + g, i, 0, 0))
-    operands = (q_BTM, k_BSM, v_BSM, dout_BTM, lse_BN1T, delta_BN1T, *((q_ids_B1T, k_ids_B1S) if has_ids else ()))
+    operands = (q_BNTH, k_BKSH, v_BKSH, dout_BNTH, lse_BN1T, delta_BN1T, *((q_ids_B1T, k_ids_B1S) if has_ids else ()))
     typed = partial(varying_like, operands=(ranges, offset_R, *operands))
     outputs = [
-        (queries, typed((B, T, N * H), dq_dtype)),
-        (all_keys, typed((B, S, K * H), k_BSM.dtype)),
-        (all_keys, typed((B, S, K * H), v_BSM.dtype)),
+        (queries, typed(q_BNTH.shape, dq_dtype)),
+        (all_keys, typed(k_BKSH.shape, k_BKSH.dtype)),
+        (all_keys, typed(v_BKSH.shape, v_BKSH.dtype)),
     ]
     if count_steps:
         outputs.append((counts, typed((B, N, walk.blocks, SUBLANES, LANES), jnp.int32)))
@@ -107,7 +105,7 @@ def backward_call(
             in_specs=[queries, keys, keys, queries, rows, rows, *(ids if has_ids else ())],
             out_specs=[spec for spec, _ in outputs],
             scratch_shapes=[
-                pltpu.VMEM((bq, H), q_BTM.dtype),  # queries times their factor
+                pltpu.VMEM((bq, H), q_BNTH.dtype),  # queries times their factor
                 pltpu.VMEM((H, bq), f32),  # dq, transposed
                 pltpu.VMEM((S, H), f32),  # dk
                 pltpu.VMEM((S, H), f32),  # dv
@@ -121,7 +119,7 @@ def backward_call(
         cost_estimate=pl.CostEstimate(
             flops=10 * B * N * T * min(walk.steps * bk, S) * H,
             transcendentals=B * N * T * min(walk.steps * bk, S),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q_BTM, q_BTM, dout_BTM, *4 * (k_BSM,))),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q_BNTH, q_BNTH, dout_BNTH, *4 * (k_BKSH,))),
         ),
         name="flash_backward",
     )(ranges, offset_R, *operands)

@@ -29,15 +29,14 @@ f32 = jnp.float32
 
 
 def forward_call(
-    q_BTM,
-    k_BSM,
-    v_BSM,
+    q_BNTH,
+    k_BKSH,
+    v_BKSH,
     q_ids_B1T,
     k_ids_B1S,
     ranges,
     offset_R,
     *,
-    heads,
     tiles: Tiles,
     walk: Walk,
     vmem_bytes: int,
@@ -46,26 +45,26 @@ def forward_call(
     """Run the kernel over whole blocks.
 
     Args:
-      q_BTM, k_BSM, v_BSM: heads side by side in the last axis, N * H and K * H of it; H is a multiple of 128.
+      q_BNTH, k_BKSH, v_BKSH: H is a multiple of 128, and K divides N.
       q_ids_B1T, k_ids_B1S: int32 segment ids, or None.
       ranges: what `walk_of` returned; offset_R: int32 positions of the first query, R = 1 or B.
-      heads: (N, K).
       vmem_bytes: what the kernel may use of VMEM.
 
     Returns:
-      `out_BTM`, natural `lse_BN1T` in f32 and, with `count_steps`, int32 `[B, N, q blocks, 8, 128]` whose [0, 0] is
+      `out_BNTH`, natural `lse_BN1T` in f32 and, with `count_steps`, int32 `[B, N, q blocks, 8, 128]` whose [0, 0] is
       the number of computed steps and [1, 0] that of fetched key blocks.
     """
-    N, K = heads
-    B, T, _ = q_BTM.shape
-    H, G = q_BTM.shape[2] // N, N // K
+    (B, N, T, H), S = q_BNTH.shape, k_BKSH.shape[2]
+    G = N // k_BKSH.shape[1]
     bq, bk = tiles.block_q, tiles.block_k
 
     def at_key_block(b, i, step, ranges_ref):
         return walk.key_block(ranges_ref, b, i, step)
 
-    queries = pl.BlockSpec((None, bq, H), lambda b, n, i, step, *_: (b, i, n))
-    keys = pl.BlockSpec((None, bk, H), lambda b, n, i, step, r, _: (b, at_key_block(b, i, step, r), lax.div(n, G)))
+    queries = pl.BlockSpec((None, None, bq, H), lambda b, n, i, step, *_: (b, n, i, 0))
+    keys = pl.BlockSpec(
+        (None, None, bk, H), lambda b, n, i, step, r, _: (b, lax.div(n, G), at_key_block(b, i, step, r), 0)
+    )
     rows = pl.BlockSpec((None, None, 1, bq), lambda b, n, i, step, *_: (b, n, 0, i))
     has_ids = q_ids_B1T is not None
     ids = [
@@ -73,9 +72,9 @@ def forward_call(
         pl.BlockSpec((None, 1, bk), lambda b, n, i, step, r, _: (b, 0, at_key_block(b, i, step, r))),
     ]
     counts = pl.BlockSpec((None, None, None, SUBLANES, LANES), lambda b, n, i, step, *_: (b, n, i, 0, 0))
-    operands = (q_BTM, k_BSM, v_BSM, *((q_ids_B1T, k_ids_B1S) if has_ids else ()))
+    operands = (q_BNTH, k_BKSH, v_BKSH, *((q_ids_B1T, k_ids_B1S) if has_ids else ()))
     typed = partial(varying_like, operands=(ranges, offset_R, *operands))
-    outputs = [(queries, typed((B, T, N * H), q_BTM.dtype)), (rows, typed((B, N, 1, T), f32))]
+    outputs = [(queries, typed(q_BNTH.shape, q_BNTH.dtype)), (rows, typed((B, N, 1, T), f32))]
     if count_steps:
         outputs.append((counts, typed((B, N, walk.blocks, SUBLANES, LANES), jnp.int32)))
     return pl.pallas_call(
@@ -86,7 +85,7 @@ def forward_call(
             in_specs=[queries, keys, keys, *(ids if has_ids else ())],
             out_specs=[spec for spec, _ in outputs],
             scratch_shapes=[
-                pltpu.VMEM((bq, H), q_BTM.dtype),  # queries times their factor
+                pltpu.VMEM((bq, H), q_BNTH.dtype),  # queries times their factor
                 pltpu.VMEM((1, bq), f32),  # maximum
                 pltpu.VMEM((SUBLANES, bq), f32),  # sums, one per sublane
                 pltpu.VMEM((H, bq), f32),  # output, transposed
@@ -97,9 +96,9 @@ def forward_call(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes
         ),
         cost_estimate=pl.CostEstimate(
-            flops=4 * B * N * T * min(walk.steps * bk, k_BSM.shape[1]) * H,
-            transcendentals=B * N * T * min(walk.steps * bk, k_BSM.shape[1]),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q_BTM, q_BTM, k_BSM, v_BSM)),
+            flops=4 * B * N * T * min(walk.steps * bk, S) * H,
+            transcendentals=B * N * T * min(walk.steps * bk, S),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q_BNTH, q_BNTH, k_BKSH, v_BKSH)),
         ),
         name="flash_forward",
     )(ranges, offset_R, *operands)

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.tpu_schedule                          # v5e and v6e (needs the extra tpu)
     python -m experiments.benchmarks.tpu_schedule --chips v5p --blocks 512 # another chip, other blocks
-    python -m experiments.benchmarks.tpu_schedule --ours --json            # one JSON object per kernel of ours
+    python -m experiments.benchmarks.tpu_schedule --ours                   # one JSON object per kernel of ours
 
 libtpu writes the VLIW bundles that it schedules for a kernel (one bundle a cycle, stalls aside) and which units each
 uses. B 1, T 4,096, H 128, bf16, one head, every query sees every key, so that only the body without a mask exists;
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", choices=list(CHIPS), default=["v5e", "v6e"])
     parser.add_argument("--blocks", nargs="+", type=int, default=[512, 1024], help="queries and keys of a grid step")
-    parser.add_argument("--ours", action="store_true", help="without splash attention")
+    parser.add_argument("--ours", action="store_true", help="without splash attention, as JSON")
     parser.add_argument("--json", action="store_true", help="one JSON object per kernel")
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -197,7 +197,7 @@ def main() -> None:
                     makers = (ours,) if args.ours else (ours, splash)
                     pair = [measure(dump, chip, make, block, is_backward) for make in makers]
                     rows.append(pair)
-                    if args.json:
+                    if args.json or args.ours:
                         for maker, row in zip(makers, pair, strict=True):
                             print(json.dumps({"kernel": maker.__name__, **row}), flush=True)
     if not args.json and not args.ours:

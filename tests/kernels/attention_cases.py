@@ -41,7 +41,7 @@ class Case:
         random = np.random.default_rng(self.seed)
         shapes = [(self.B, self.T, self.N, self.H), *[(self.B, self.S, self.K, self.H)] * 2]
         shapes += [(self.B, self.T, self.N, self.H), (self.B, self.N, self.T)]
-        arrays = [np.asarray(jnp.asarray(random.normal(size=shape), self.dtype)) for shape in shapes[:4]]
+        arrays = [np.array(jnp.asarray(random.normal(size=shape), self.dtype)) for shape in shapes[:4]]
         arrays.append(random.normal(size=shapes[4]).astype(np.float32))
         if not self.documents:
             return arrays, {}

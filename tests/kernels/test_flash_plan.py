@@ -30,9 +30,9 @@ def tiles(mask_BTS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return some, every.reshape(shape).all((2, 4)) & some
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    T=st.integers(1, 30), more=st.integers(0, 20), causal=st.booleans(), window=st.none() | st.integers(1, 30),
+    T=st.sampled_from([1, 8, 19, 30]), more=st.sampled_from([0, 13]), causal=st.booleans(), window=st.none() | st.integers(1, 30),
     documents=st.integers(0, 4), shuffled=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_every_visible_block_is_in_range_and_full_means_full(T, more, causal, window, documents, shuffled, seed):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.capabilities import ATTENTION, Capabilities
-from lm.kernels.flash_attention import blockwise
+from lm.kernels.flash_attention import blockwise, tpu
 from lm.kernels.flash_attention.options import Options
 from lm.kernels.flash_attention.reference import reference
 
@@ -22,7 +22,7 @@ class _Backend(NamedTuple):
     backward: Callable
 
 
-_BACKENDS = {"blockwise": _Backend(blockwise.forward, blockwise.backward)}
+_BACKENDS = {"blockwise": _Backend(blockwise.forward, blockwise.backward), "tpu": _Backend(tpu.forward, tpu.backward)}
 
 
 def flash_attention(

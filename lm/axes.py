@@ -53,7 +53,7 @@ ACTIVATIONS: Mapping[str, str] = {
     "query": "BTNH",  # as attention takes it: normed and rotated
     "key": "BTKH",
     "value": "BTKH",
-    "attention_out": "BTNH",  # before its projection
+    "attention_out": "BTNH",  # before its projection; with it goes the log-sum-exp, BNT in f32
     "mlp_input": "BTD",  # the residual stream between attention and feed-forward
     "mlp_norm": "BTD",
     "mlp_gate": "BTF",  # of gated activations only

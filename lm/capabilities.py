@@ -17,10 +17,16 @@ class AttentionSupport:
     window: bool = True  # sliding window
     softcap: bool = True  # logit soft cap
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")  # compute types
 
 
-# Every implementation that `lm.kernels.attention` dispatches to.
-ATTENTION: Mapping[str, AttentionSupport] = {"reference": AttentionSupport()}
+# Every implementation that `lm.kernels.flash_attention` dispatches to. `reference` holds all logits at once;
+# `tpu`, the Pallas kernels, compiles for every TPU but has run interpreted only, so `auto` does not choose it yet.
+ATTENTION: Mapping[str, AttentionSupport] = {
+    "blockwise": AttentionSupport(),
+    "tpu": AttentionSupport(platforms=("tpu",), dtypes=("float32", "bfloat16")),
+    "reference": AttentionSupport(),
+}
 
 # Every implementation of the experts' grouped matmuls in `lm.kernels.experts`.
 EXPERTS = ("ragged", "blocked")
@@ -83,7 +89,7 @@ class Capabilities:
 
     def attention_for(self, name: str) -> str:
         """Return the implementation that `auto` (or a name) stands for on this platform."""
-        return "reference" if name == "auto" else name
+        return "blockwise" if name == "auto" else name
 
     def experts_for(self, name: str) -> str:
         """Return the implementation of the experts' matmuls that `auto` (or a name) stands for.

@@ -246,6 +246,11 @@ def _check_attention(config: Config, capabilities: Capabilities) -> str:
             f"config.model.attention={name!r} runs on {', '.join(support.platforms)}, not on "
             f"{capabilities.platform}; use auto."
         )
+    if config.precision.compute not in support.dtypes:
+        raise ConfigError(
+            f"config.model.attention={name!r} takes {', '.join(support.dtypes)}, not "
+            f"config.precision.compute={config.precision.compute!r}; use auto."
+        )
     needs = {
         "segment_ids": (config.data.document_mask, "data.document_mask=True (packed documents)"),
         "window": (any(model.window), f"model.window={model.window!r}"),

@@ -32,7 +32,7 @@ def test_defaults_resolve_and_fill_in_derived_sizes():
     assert config.model.num_kv_heads == config.model.num_heads == 4
     assert config.model.head_dim == 64
     assert config.model.d_ff == 704  # 8/3 of 256, up to a multiple of 64
-    assert config.model.attention == "reference"
+    assert config.model.attention == "blockwise"
     assert config.parallel.data == 1
 
 
@@ -186,6 +186,12 @@ def test_an_attention_backend_that_cannot_honour_the_mask_is_refused(lacking, ov
 def test_an_attention_backend_of_another_platform_is_refused():
     tpu_only = Capabilities(platform="cpu", attention={"fast": AttentionSupport(platforms=("tpu",))})
     refused(changed(model__attention="fast"), "runs on tpu, not on cpu", capabilities=tpu_only)
+
+
+def test_an_attention_backend_that_lacks_the_compute_type_is_refused():
+    no_fp16 = Capabilities(attention={"fast": AttentionSupport(dtypes=("float32", "bfloat16"))})
+    fp16 = changed(model__attention="fast", precision__compute="float16")
+    refused(fp16, "takes float32, bfloat16, not config.precision.compute='float16'", capabilities=no_fp16)
 
 
 def test_an_unknown_attention_backend_is_refused():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm.kernels.linear import in_compute_type
 from lm.objectives import next_token
 from lm.parallel.mesh import place_batch, replicated
 
@@ -28,7 +29,7 @@ class LossEvaluator:
             batch = {name: a[0] for name, a in batch.items()}
             return next_token(model, params, batch, cross_entropy=cross_entropy, grad_scale=1.0, dropout_key=None)[1]
 
-        self._sums = jax.jit(sums, out_shardings=replicated(mesh))
+        self._sums = jax.jit(in_compute_type(sums, model.precision.compute), out_shardings=replicated(mesh))
 
     def __call__(
         self,

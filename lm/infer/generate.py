@@ -9,6 +9,7 @@ import numpy as np
 
 from lm.errors import UsageError
 from lm.infer.sampling import SamplingConfig, sample
+from lm.kernels.linear import in_compute_type
 
 _DEFAULT = SamplingConfig()
 
@@ -28,8 +29,9 @@ class Generator:
         self._vocab_size = vocab_size
         self._eot_id = eot_id
         self._chunk = chunk
-        self._prefill = jax.jit(self._prefill_fn, static_argnames="capacity")
-        self._decode = jax.jit(self._decode_fn, donate_argnames="cache")
+        exact = partial(in_compute_type, compute=model.precision.compute)
+        self._prefill = jax.jit(exact(self._prefill_fn), static_argnames="capacity")
+        self._decode = jax.jit(exact(self._decode_fn), donate_argnames="cache")
 
     def _next(self, params, hidden_BTD, keys_B, number, settings):
         logits_BV = self._model.logits(params, hidden_BTD[:, -1:])[:, 0]

@@ -1,5 +1,7 @@
 """The one place where an activation meets a parameter."""
 
+import functools
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -24,6 +26,20 @@ def linear(x: jax.Array, kernel: jax.Array, spec: str, *, matmul: str = "default
     if matmul == "float8":
         return checkpoint_name(float8_einsum(x, kernel, spec).astype(x.dtype), "linear")
     return checkpoint_name(_matmul(x, kernel, spec), "linear")
+
+
+def in_compute_type(function: Callable, compute: str) -> Callable:
+    """Return `function`, whose matmuls of f32 are f32's when traced with a compute type of float32.
+
+    JAX's default is what a device does fastest: TPUs round the operands to bf16, and NVIDIA's to TF32.
+    """
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        with jax.default_matmul_precision("float32" if compute == "float32" else None):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 # Its own backward pass, because autodiff's multiplies the f32 cotangent of the accumulator with a bf16

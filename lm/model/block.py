@@ -18,7 +18,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     precision: PrecisionConfig
-    attention: Callable  # of the signature of lm.kernels.attention.attention
+    attention: Callable  # of the signature of lm.kernels.flash_attention, which names `attention_out`
     constrain: Callable
 
     @nn.compact
@@ -58,7 +58,6 @@ class Attention(nn.Module):
             q_offset=offset,
             implementation=config.attention,
         )
-        out_BTNH = checkpoint_name(out_BTNH, "attention_out")
         out = Linear(config, "BTNH,NHD->BTD", self.precision, residual=True, name="out")
         out_BTD = out(out_BTNH)
         return out_BTD, None if cache is None else {"key_BSKH": k_BSKH, "value_BSKH": v_BSKH}

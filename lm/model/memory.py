@@ -6,17 +6,19 @@ of that type,
     the stream before it and after attention, each with its norm      4 B T D
     what norms after the sublayers take in, where there are any       2 B T D
     queries, keys, values, attention's output                         2 B T N H + 2 B T K H
-    the reference attention's weights                                 B N T S
+    the log-sum-exp of attention's logits, in f32                     B N T
     gate (of gated activations), up and hidden of the feed-forward    2 or 3 B T F
 
-which is what `none` keeps of each of the L layers; `full` keeps B T D. Parameters are not counted: their gradients
+which is what `none` keeps of each of the L layers; `full` keeps B T D. The reference attention keeps its weights,
+B N T S, instead of the log-sum-exp. Parameters are not counted: their gradients
 need them as they are. While one layer's backward pass runs, what its policy did not keep is there for that layer,
 beside the gradients made on the way. The step's peak is the largest of three moments, each on top of what is kept:
 
     loss          logits and their gradient in f32 and rounded, of one chunk of tokens:   chunk V (8 + c)
     feed-forward  all of the layer, and the gradients of gate, up and hidden
-    attention     all of the layer but its feed-forward, and two f32 arrays of B N T S (the gradients of
-                  weights and logits)
+    attention     all of the layer but its feed-forward, the f32 gradients of queries, keys and values, and two
+                  f32 arrays of logits (the gradients of weights and logits): B N T S by the reference, B N times a
+                  block of 256 x 256 by the blockwise attention of accelerators
 
 A compiler that casts the stacked f32 parameters to bf16 once, before the loop over the layers, as the TPU's
 does, holds such a copy too (`cast_bytes`).
@@ -24,11 +26,21 @@ does, holds such a copy too (`cast_bytes`).
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 from lm.axes import ACTIVATIONS
 from lm.config import ModelConfig, remat_names
 from lm.kernels.activations import GATED
 from lm.model.flops import parameter_shapes
+
+LOG_SUM_EXP = "BNT"  # the letters of the only array that is f32 in any compute type
+BLOCK = 256  # of the blockwise attention
+
+
+def _with_lse(names: Sequence[str], arrays: Mapping[str, str]) -> list[str]:
+    """Add what goes by the same name."""
+    more = ["attention_lse"] if "attention_out" in names and "attention_lse" in arrays else []
+    return [*names, *more]
 
 
 def _elements(config: ModelConfig, letters: str, batch: int, length: int) -> int:
@@ -58,6 +70,8 @@ def layer_arrays(config: ModelConfig) -> dict[str, str]:
         arrays["attention_weights"] = "BNTS"
         if config.attention_softcap is not None:
             arrays["attention_tanh"] = "BNTS"
+    else:
+        arrays["attention_lse"] = LOG_SUM_EXP
     return arrays
 
 
@@ -76,12 +90,13 @@ def kept_bytes(config: ModelConfig, policy: str, *, batch: int, length: int, ite
         kept = list(arrays.values())
     else:
         names, offloaded = remat_names(policy)
+        names, offloaded = (_with_lse(part, arrays) for part in (names, offloaded))
         saved = {"block_input", *(name for name in names if name in arrays)} - set(offloaded)
         kept = [arrays[name] for name in saved]
         if "dots" in names:  # results of matmuls against parameters, before biases, norms and rotation
             kept += ["BTNH", "BTKH", "BTKH", "BTD", *["BTF"] * (1 + (config.activation in GATED))]
             kept += ["BTD"] * (config.norm_placement != "pre")  # the feed-forward's, which its norm takes in
-    size = lambda letters: itemsize * _elements(config, letters, batch, length)  # noqa: E731
+    size = lambda letters: (4 if letters == LOG_SUM_EXP else itemsize) * _elements(config, letters, batch, length)  # noqa: E731
     return sum(map(size, kept)), sum(size(arrays[name]) for name in offloaded if name in arrays)
 
 
@@ -111,7 +126,8 @@ def activation_bytes(
     missing = max(0, everything - device)
     stream = 2 * itemsize * elements("BTD")  # the gradient that goes from layer to layer, and a sublayer's
     hidden = itemsize * elements("BTF") * (2 + (config.activation in GATED))
-    scores = 2 * 4 * elements("BNTS") if config.attention == "reference" else 0
+    block = length if config.attention == "reference" else min(BLOCK, length)
+    scores = 2 * 4 * batch * config.num_heads * block**2 + 4 * (elements("BTNH") + 2 * elements("BTKH"))
     tokens = min(config.loss_chunk, batch * length)
     moments = {
         "loss": tokens * config.vocab_size * (8 + itemsize),

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.extensions import load_extension
-from lm.kernels.attention import attention as default_attention
 from lm.kernels.experts import experts as default_experts
+from lm.kernels.flash_attention import flash_attention as default_attention
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, stacked
 from lm.model.remat import rematerialized

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 
 from lm.config import Config
 from lm.errors import ConfigError
-from lm.kernels.attention import attention
+from lm.kernels.linear import in_compute_type
 from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
+from lm.parallel.attention import make_attention
 from lm.parallel.experts import make_experts
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
@@ -60,7 +61,7 @@ class BuiltStep:
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
     """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(config.model, config.precision, attention, make_experts(mesh), make_constrain(mesh))
+    return Transformer(config.model, config.precision, make_attention(mesh), make_experts(mesh), make_constrain(mesh))
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:
@@ -155,7 +156,11 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         mesh=mesh,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
         init=jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh)),
-        step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        step=jax.jit(
+            in_compute_type(train_step, precision.compute),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        ),
         cross_entropy=cross_entropy,
     )
 

@@ -27,9 +27,7 @@ def test_remat_full_takes_what_first_principles_say_and_far_less_than_none():
 def test_bf16_takes_at_most_0_55_of_the_temporaries_of_f32_in_a_1b_model():
     topology = describe(precision.TOPOLOGY)
     taken = {
-        compute: precision.temporaries(
-            precision.config_of(compute, topology), topology, matmuls=matmuls, optimize=False
-        )
-        for compute, matmuls in (("bfloat16", None), ("float32", "float32"))
+        compute: precision.temporaries(precision.config_of(compute, topology), topology, optimize=False)
+        for compute in ("bfloat16", "float32")
     }
     assert taken["bfloat16"] <= 0.55 * taken["float32"]

@@ -105,10 +105,26 @@ def test_a_sharded_step_compiles_with_its_collectives():
 
 
 @pytest.mark.aot
+def test_a_sharded_step_compiles_with_the_tpu_kernels():
+    topology = describe("v5e:2x2")
+    shape = {"parallel.data": "1", "parallel.fsdp": "4", "data.sequence_length": "1024"}
+    blockwise, kernels = (
+        compile_step(small_for(topology, **shape, **{"model.attention": name}), topology, optimize=False)
+        for name in ("blockwise", "tpu")
+    )
+    assert kernels.fits
+    assert kernels.collectives == blockwise.collectives, "attention stays on its device"
+
+
+@pytest.mark.aot
 def test_a_step_that_does_not_fit_says_so():
     topology = describe("v5e:1x1")
     stats = compile_step(
-        small_for(topology, **{"data.batch_size": "256", "data.sequence_length": "8192"}), topology, optimize=False
+        small_for(
+            topology, **{"data.batch_size": "256", "data.sequence_length": "8192", "model.attention": "reference"}
+        ),
+        topology,
+        optimize=False,
     )
     assert not stats.fits
     assert stats.peak_bytes > 100 * 2**30, "the reference attention's weights alone take 256 * 2 * 8192^2 * 2 bytes"

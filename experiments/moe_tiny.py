@@ -3,7 +3,8 @@
     lm train --config experiments/moe_tiny.py --workdir runs/moe_tiny
 
 Eight experts of half the dense width, two per token: the feed-forward FLOPs of `tiny.py`, and four times its
-feed-forward parameters.
+feed-forward parameters. Two CPU cores: 600 steps, 1.555 bits per byte on the held-out files where `tiny.py` has 1.573
+(one seed each); no token is dropped.
 """
 
 import tiny  # the config beside this one

@@ -32,10 +32,11 @@ class _Way:
     at_once: bool  # all heads, or one after another
     unrolled: int  # blocks on a side, up to which loops of known bounds are unrolled
     chunk: int  # blocks joined to one where they are
+    widen: bool  # half-precision operands of matmuls, to f32: XLA's CPU backend lacks some with an f32 result
 
 
-_CPU = _Way(block=128, at_once=False, unrolled=16, chunk=8)
-_ACCELERATOR = _Way(block=256, at_once=True, unrolled=2, chunk=1)
+_CPU = _Way(block=128, at_once=False, unrolled=16, chunk=8, widen=True)
+_ACCELERATOR = _Way(block=256, at_once=True, unrolled=2, chunk=1, widen=False)
 _SIDE_BY_SIDE = 2  # heads that follow one another
 
 
@@ -75,6 +76,11 @@ class _Problem:
             seen_TS &= q_ids_T[:, None] == kv_ids_S[None]
         return seen_TS[None]
 
+    def dot(self, spec: str, a, b) -> jax.Array:
+        if self.way.widen:
+            a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
     def is_unrolled(self, *sides: Ranges) -> bool:
         return all(side.is_static and side.lo.shape[1] <= self.way.unrolled for side in sides)
 
@@ -88,10 +94,6 @@ class _Problem:
             else:
                 carry = jax.lax.fori_loop(start, stop, partial(body, count=1, masked=masked), carry)
         return carry
-
-
-def _dot(spec: str, a, b):
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def _cut(x, axis: int, number, count: int, block: int):
@@ -183,7 +185,7 @@ def _forward(p: _Problem, plan: Plan, q_GTH, k_SH, v_SH, q_ids_T, kv_ids_S, offs
         def key_chunk(j, state, *, count, masked):
             out, top, total = state
             k, v = _cut(k_SH, 0, j, count, p.block_k), _cut(v_SH, 0, j, count, p.block_k)
-            logits = p.options.scale * _dot("GTH,SH->GTS", q, k)
+            logits = p.options.scale * p.dot("GTH,SH->GTS", q, k)
             if p.options.softcap is not None:
                 logits = p.options.softcap * jnp.tanh(logits / p.options.softcap)
             if masked:
@@ -192,7 +194,7 @@ def _forward(p: _Problem, plan: Plan, q_GTH, k_SH, v_SH, q_ids_T, kv_ids_S, offs
             weights = jnp.exp(logits - new_top)
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-            return out * shrink + _dot("GTS,SH->GTH", weights.astype(v.dtype), v), new_top, total
+            return out * shrink + p.dot("GTS,SH->GTH", weights.astype(v.dtype), v), new_top, total
 
         first = jnp.full_like(q, MASKED, jnp.float32, (*q.shape[:-1], 1))  # `_like`: varies over the same mesh axes
         out, top, total = p.walk(bounds, key_chunk, (jnp.zeros_like(q, jnp.float32), first, jnp.zeros_like(first)))
@@ -235,7 +237,7 @@ def _backward(p: _Problem, plan: Plan, q_GTH, dout_GTH, lse_GT, delta_GT, k_SH, 
         def query_chunk(i, state, *, count, masked):
             dq_HGT, dk, dv = state
             q, dout, lse, delta = (_cut(x, 1, i, count, p.block_q) for x in (q_GTH, dout_GTH, lse_GT, delta_GT))
-            logits = p.options.scale * _dot("SH,GTH->SGT", k, q)
+            logits = p.options.scale * p.dot("SH,GTH->SGT", k, q)
             if p.options.softcap is not None:
                 tanh = jnp.tanh(logits / p.options.softcap)
                 logits = p.options.softcap * tanh
@@ -243,13 +245,13 @@ def _backward(p: _Problem, plan: Plan, q_GTH, dout_GTH, lse_GT, delta_GT, k_SH, 
                 seen = p.mask(q_ids_T, kv_ids_S, offset, i, j, count, 1).transpose(2, 0, 1)
                 logits = jnp.where(seen, logits, MASKED)
             weights = jnp.exp(logits - lse[None])
-            dv = dv + _dot("SGT,GTH->SH", weights.astype(dout.dtype), dout)
-            dlogits = weights * (_dot("SH,GTH->SGT", v, dout) - delta[None])
+            dv = dv + p.dot("SGT,GTH->SH", weights.astype(dout.dtype), dout)
+            dlogits = weights * (p.dot("SH,GTH->SGT", v, dout) - delta[None])
             if p.options.softcap is not None:
                 dlogits = dlogits * (1 - tanh * tanh)
             dlogits = dlogits.astype(q.dtype)  # less the factor `scale`, which dq and dk get at the end
-            dk = dk + _dot("SGT,GTH->SH", dlogits, q)
-            dq = _cut(dq_HGT, 2, i, count, p.block_q) + _dot("SH,SGT->HGT", k, dlogits)
+            dk = dk + p.dot("SGT,GTH->SH", dlogits, q)
+            dq = _cut(dq_HGT, 2, i, count, p.block_q) + p.dot("SH,SGT->HGT", k, dlogits)
             return jax.lax.dynamic_update_slice_in_dim(dq_HGT, dq, i * p.block_q, 2), dk, dv
 
         zero = jnp.zeros_like(k, jnp.float32)

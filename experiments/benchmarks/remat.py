@@ -6,25 +6,25 @@
 
 Shapes. Here: D 256, N 4, T 256, B 8, V 4,096 in f32, so that a step takes a second. On the TPU: GPT-2 small's
 (D 768, N 12, T 1,024), B 8, V 8,192 (a small loss beside the layers), in bf16. Both: 12 layers, GELU with F = 4 D,
-reference attention, AdamW.
+AdamW, attention block by block.
 
 "Temporaries" are what is alive at one time beside the arguments (parameters, optimizer state, batch), less the
 f32 gradients of all parameters. "First principles" is `lm.model.memory.activation_bytes`. Times are medians of
 rounds in which each policy runs once.
 
-Measured with jax 0.10.2 and libtpu 0.0.42.1, in MiB; the CPU's two cores were shared with other work:
+Measured with jax 0.10.2 and libtpu 0.0.42.1, in MiB (two CPU cores):
 
                                      v5e:1x1     first    none /     CPU     first   none /   time
                                               principles   this          principles   this  / none
-    none                                5430      5562     1.00      535       528    1.00    1.00
-    dots                                2556      2406     2.12      271       264    1.97    1.15
-    query,key,value,attention_out                                    193       170    2.78    1.00
-    attention_out,mlp_hidden            2040      2010     2.66      201       192    2.67    0.97
-    attention_out                       1464      1482     3.71      121       104    4.43    1.02
-    full                                1341      1350     4.05       97        82    5.54    1.09
-    offload:block_input                 1329      1218     4.09 and 144 on the host
+    none                                2616      2615     1.00      432       432    1.00    1.00
+    dots                                1650      1614     1.59      266       264    1.63    1.17
+    query,key,value,attention_out                                    185       168    2.34    1.11
+    attention_out,mlp_hidden            1206      1222     2.17      201       192    2.15    1.05
+    attention_out                        690       694     3.79      113        96    3.82    1.16
+    full                                 492       558     5.32       89        72    4.88    1.22
+    offload:block_input                  360       426     7.26 and 144 on the host
     offload:block_input,attention_out,mlp_hidden
-                                        1308      1218     4.15 and 864 on the host
+                                         520       426     5.03 and 868 on the host
 """
 
 import argparse

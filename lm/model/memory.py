@@ -15,7 +15,7 @@ need them as they are. While one layer's backward pass runs, what its policy did
 beside the gradients made on the way. The step's peak is the largest of three moments, each on top of what is kept:
 
     loss          logits and their gradient in f32 and rounded, of one chunk of tokens:   chunk V (8 + c)
-    feed-forward  all of the layer, and the gradients of gate, up and hidden
+    feed-forward  all of the layer, and the gradients of gate and up (hidden's becomes up's in place)
     attention     all of the layer but its feed-forward, the f32 gradients of queries, keys and values, and two
                   f32 arrays of logits (the gradients of weights and logits): B N T S by the reference, B N times a
                   block of 256 x 256 by the blockwise attention of accelerators
@@ -125,7 +125,8 @@ def activation_bytes(
     mlp = itemsize * sum(elements(arrays[name]) for name in arrays if name.startswith("mlp_"))
     missing = max(0, everything - device)
     stream = 2 * itemsize * elements("BTD")  # the gradient that goes from layer to layer, and a sublayer's
-    hidden = itemsize * elements("BTF") * (2 + (config.activation in GATED))
+    is_gated = config.activation in GATED
+    hidden = itemsize * elements("BTF") * (1 + is_gated)
     block = length if config.attention == "reference" else min(BLOCK, length)
     scores = 2 * 4 * batch * config.num_heads * block**2 + 4 * (elements("BTNH") + 2 * elements("BTKH"))
     tokens = min(config.loss_chunk, batch * length)

@@ -9,8 +9,9 @@
 
 Each layer is one unit, also where a window pattern makes the scan run over groups of layers. A group as the unit
 would keep fewer inputs, but have the activations of all its layers alive at one time: `full`, compiled for a v5e
-with six layers in a group, takes 1,505 MiB by layers and 4,677 by groups (`experiments/benchmarks/remat.py`), and
-3,481 by layers without `prevent_cse`, whose barriers keep XLA from recomputing all layers of a group at once.
+with six layers in a group and the reference attention, took 1,505 MiB by layers and 4,677 by groups
+(`experiments/benchmarks/remat.py`), and 3,481 by layers without `prevent_cse`, whose barriers keep XLA from recomputing
+all layers of a group at once.
 """
 
 from collections.abc import Callable

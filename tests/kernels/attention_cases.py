@@ -64,32 +64,34 @@ def seen(case: Case, ids: dict) -> np.ndarray:
 
 
 def definition(case: Case) -> list[np.ndarray]:
-    """Return out, lse (0 where a query sees no key) and the gradients of q, k and v in float64."""
+    """Return what `define` does of a case."""
     arrays, ids = case.arrays()
-    q, k, v, dout, dlse = (np.asarray(x, np.float64) for x in arrays)
-    G, scale = case.N // case.K, case.H**-0.5 if case.scale is None else case.scale
+    scale = case.H**-0.5 if case.scale is None else case.scale
+    return define(*arrays, mask_BTS=seen(case, ids), scale=scale, softcap=case.softcap)
+
+
+def define(q, k, v, dout, dlse, *, mask_BTS: np.ndarray, scale: float, softcap: float | None) -> list[np.ndarray]:
+    """Return out, lse (0 where a query sees no key) and the gradients of q, k and v in float64."""
+    q, k, v, dout, dlse = (np.asarray(x, np.float64) for x in (q, k, v, dout, dlse))
+    B, S, K, H = k.shape
+    G, mask = q.shape[2] // K, mask_BTS[:, None]
     k, v = np.repeat(k, G, 2), np.repeat(v, G, 2)
-    mask = seen(case, ids)[:, None]
-    raw = scale * np.einsum("btnh,bsnh->bnts", q, k)
-    tanh = np.tanh(raw / case.softcap) if case.softcap else None
-    logits = np.where(mask, raw if tanh is None else case.softcap * tanh, -np.inf)
+    products = scale * np.einsum("BTNH,BSNH->BNTS", q, k)
+    tanh = np.tanh(products / softcap) if softcap else np.zeros(())
+    logits = np.where(mask, softcap * tanh if softcap else products, -np.inf)
     any_key = mask.any(-1, keepdims=True)
     top = np.where(any_key, logits.max(-1, keepdims=True), 0)
     weights = np.exp(logits - top)
     total = np.where(any_key, weights.sum(-1, keepdims=True), 1)
     weights = weights / total
-    out = np.einsum("bnts,bsnh->btnh", weights, v)
+    out = np.einsum("BNTS,BSNH->BTNH", weights, v)
     lse = np.where(any_key, top + np.log(total), 0)[..., 0]
-    dweights = np.einsum("btnh,bsnh->bnts", dout, v)
-    dlse = np.where(any_key[..., 0], dlse, 0)
-    dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True) + dlse[..., None])
-    if tanh is not None:
-        dlogits = dlogits * (1 - tanh**2)
-    dq = scale * np.einsum("bnts,bsnh->btnh", dlogits, k)
-    dk = scale * np.einsum("bnts,btnh->bsnh", dlogits, q)
-    dv = np.einsum("bnts,btnh->bsnh", weights, dout)
-    summed = lambda x: x.reshape(case.B, case.S, case.K, G, case.H).sum(3)  # noqa: E731
-    return [out, lse, dq, summed(dk), summed(dv)]
+    delta = (np.einsum("BTNH,BTNH->BNT", out, dout) - dlse)[..., None]
+    dlogits = scale * weights * (np.einsum("BTNH,BSNH->BNTS", dout, v) - delta) * (1 - np.square(tanh))
+    dq = np.einsum("BNTS,BSNH->BTNH", dlogits, k)
+    dk = np.einsum("BNTS,BTNH->BSNH", dlogits, q)
+    dv = np.einsum("BNTS,BTNH->BSNH", weights, dout)
+    return [out, lse, dq, *(x.reshape(B, S, K, G, H).sum(3) for x in (dk, dv))]
 
 
 def computed(case: Case, implementation: str, *, arrays=None, ids=None, **options) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lm.kernels.flash_attention import tpu
 from lm.kernels.flash_attention.options import MASKED, Options
 from lm.kernels.flash_attention.plan import make_plan
+from tests.kernels.attention_cases import define
 
 BLOCK = 128
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}  # of the global norm
@@ -76,28 +77,6 @@ class Case:
         return mask
 
 
-def definition(case, q, k, v, dout, dlse):
-    """Return out, lse, dq, dk and dv in float64."""
-    q, k, v, dout, dlse = (np.asarray(x, np.float64) for x in (q, k, v, dout, dlse))
-    G, mask = case.N // case.K, case.mask()[:, None]
-    k, v = np.repeat(k, G, 2), np.repeat(v, G, 2)
-    products = np.einsum("BTNH,BSNH->BNTS", q, k) * case.options.scale
-    tanh = np.tanh(products / case.softcap) if case.softcap else 0.0
-    logits = np.where(mask, case.softcap * tanh if case.softcap else products, -np.inf)
-    seen = mask.any(-1, keepdims=True)
-    top = np.where(seen, logits.max(-1, keepdims=True, initial=-1e300), 0)
-    total = np.exp(logits - top).sum(-1, keepdims=True)
-    weights = np.exp(logits - top) / np.where(seen, total, 1)
-    out = np.einsum("BNTS,BSNH->BTNH", weights, v)
-    lse = np.where(seen, top + np.log(np.where(seen, total, 1)), MASKED)[..., 0]
-    delta = (np.einsum("BTNH,BTNH->BNT", out, dout) - dlse)[..., None]
-    dlogits = weights * (np.einsum("BTNH,BSNH->BNTS", dout, v) - delta) * (1 - np.square(tanh)) * case.options.scale
-    dq = np.einsum("BNTS,BSNH->BTNH", dlogits, k)
-    dk = np.einsum("BNTS,BTNH->BSNH", dlogits, q).reshape(case.B, case.S, case.K, G, case.H).sum(3)
-    dv = np.einsum("BNTS,BTNH->BSNH", weights, dout).reshape(case.B, case.S, case.K, G, case.H).sum(3)
-    return out, lse, dq, dk, dv
-
-
 def interpreted(function):
     """Run under the TPU interpreter, which fills what was not written with NaN, and see that nothing races."""
 
@@ -144,7 +123,7 @@ def check(case):
     q, k, v, dout, dlse = case.arrays()
     out, lse = forward(case, q, k, v)
     gradients = backward(case, q, k, v, out, lse, dout, dlse)
-    expected = definition(case, q, k, v, dout, dlse)
+    expected = define(q, k, v, dout, dlse, mask_BTS=case.mask(), scale=case.options.scale, softcap=case.softcap)
     assert out.dtype == q.dtype and lse.dtype == jnp.float32
     assert [x.dtype for x in gradients] == [q.dtype, k.dtype, v.dtype]
     seen = case.mask().any(-1)

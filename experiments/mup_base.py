@@ -29,7 +29,6 @@ def get_config():
     config.model.initializer = "mup"
     config.model.mup_base_width = 64
     config.model.embedding_std = 1.0
-    config.model.scan_unroll = 4
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-2

@@ -29,7 +29,6 @@ def get_config():
     config.model.value_embeddings = True
     config.model.initializer = "zero_out"
     config.model.embedding_std = 1.0
-    config.model.scan_unroll = 4
     config.optimizer.name = "muon"
     config.optimizer.num_steps = 600
     config.optimizer.warmup_steps = 10

@@ -27,7 +27,6 @@ def get_config():
     config.model.value_embeddings = True
     config.model.initializer = "zero_out"
     config.model.embedding_std = 1.0
-    config.model.scan_unroll = 4  # faster on CPU, where a loop's body is optimized alone
 
     config.optimizer.name = "muon"
     config.optimizer.num_steps = 600

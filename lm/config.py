@@ -65,7 +65,7 @@ class ModelConfig:
     attention: str = option("auto", identity=False)  # implementation; auto: the best that honours the masks
     experts: str = option("auto", identity=False)  # implementation of the experts' matmuls; auto: the fastest here
     remat: str = option("none", identity=False)  # none, full, dots, or what is kept: see lm/model/remat.py
-    scan_unroll: int = option(1, ge=1, identity=False)  # layer groups per loop iteration (CPU: L is faster)
+    scan_unroll: int | None = option(None, ge=1, identity=False)  # layer groups per loop iteration; None: fastest here
     loss_chunk: int = option(1024, ge=1, identity=False)  # tokens whose logits exist at one time in the loss
 
     @property

@@ -46,16 +46,12 @@ class Ours:
     """Our side: `run(steps)` trains, `parameters` and `loss` (of the newest step) tell of the model."""
 
     def __init__(self, shape: dict[str, int], overrides: list[tuple[str, str]]):
-        from lm.commands.common import setup_jax
-
-        jax = setup_jax()  # as `lm train` does: malloc's settings too
+        from lm.commands.common import resolve_here
         from lm.config import apply_overrides, default
         from lm.model.flops import parameter_counts
         from lm.optim import hyperparameters
-        from lm.parallel.devices import detect
         from lm.parallel.mesh import make_mesh, place_batch, replicated
         from lm.presets import preset
-        from lm.resolve import resolve
         from lm.train.step import build_step
 
         config = default()
@@ -70,8 +66,10 @@ class Ours:
         config.optimizer.epsilon, config.optimizer.weight_decay = EPSILON, WEIGHT_DECAY
         config.optimizer.clip_norm = CLIP_NORM
         apply_overrides(config, overrides)
-        config = resolve(config, devices=1, capabilities=detect())
-        mesh = make_mesh(config.parallel, jax.devices()[:1])
+        config = resolve_here(config)  # as `lm train` does: the CPU's devices, malloc's settings, the layers' loop
+        import jax
+
+        mesh = make_mesh(config.parallel)
         self._step = build_step(config, mesh)
         self._state, self._done, self._block = self._step.init(), 0, jax.block_until_ready
         self.parameters, self.loss = parameter_counts(config.model)["total"], math.nan

@@ -172,7 +172,7 @@ def main() -> None:
         model = {"window": (128, 128, 128, 128, 128, None)} if args.window_pattern else {}
         rows = on_topology(args.topology, args.policies, **model)
     else:
-        from lm.commands.common import setup_jax
+        from lm.commands.startup import setup_jax
 
         setup_jax()
         rows = on_this_machine([policy for policy in args.policies if "offload" not in policy], args.rounds)

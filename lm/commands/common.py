@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.capabilities import Capabilities
+from lm.commands.startup import cpu_devices_for, setup_jax
 from lm.config import Config, ParallelConfig, apply_overrides, to_dict
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
 from lm.resolve import resolve, with_vocabulary
-from lm.storage import cache_root, join
+from lm.storage import join
 from lm.train.run_folder import read_run_info
 
 
@@ -65,48 +66,12 @@ def find_extensions_in(folder: str) -> None:
     sys.path += [path for path in (os.getcwd(), os.path.abspath(folder)) if path not in sys.path]
 
 
-def setup_jax(config_cache: str | None = None):
-    """Import JAX and keep compiled programs beside the data cache, so that a second run starts fast."""
-    accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
-    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, accelerators)):
-        _keep_freed_memory()
-    # LAPACK (SOAP's QR, on CPU) on one thread a call: XLA's pool runs calls side by side, and OpenBLAS's own threads,
-    # which spin while they wait, took 20 s for four 512 x 512 QRs on a busy machine where one thread took 0.1 s.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import jax
-
-    folder = join(cache_root(config_cache), "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return jax
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from giving every freed buffer back to the kernel.
-
-    XLA's CPU backend allocates its temporary buffers anew in each step: at 1,024 tokens a step the
-    page faults of fresh memory took a fifth to a third of the step (experiments/LOG.md). For
-    machines without an accelerator; has no effect on other C libraries.
-    """
-    import ctypes
-
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1  # malloc.h
-    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20)):
-        mallopt(option, value)
-
-
 def resolve_here(config_dict) -> Config:
     """Resolve a config against the devices of this machine."""
     from lm.parallel.devices import detect
     from lm.train.metrics import check_sinks
 
-    jax = setup_jax((config_dict.get("data") or {}).get("cache"))
+    jax = setup_jax((config_dict.get("data") or {}).get("cache"), cpu_devices=cpu_devices_for(config_dict))
     config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
     extensible = {
         "objective": config.objective,

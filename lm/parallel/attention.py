@@ -37,3 +37,17 @@ def make_attention(mesh: Mesh) -> Callable:
         )
 
     return sharded
+
+
+def of_whole_rows(attention: Callable) -> Callable:
+    """Return `attention` without its segment ids: for causal attention over rows that are one document each.
+
+    A row's end may be padding, which the tokens before it do not see anyway. Without ids the blocks to visit are
+    known while tracing.
+    """
+
+    def whole(*qkv, q_segment_ids, kv_segment_ids, **options):
+        del q_segment_ids, kv_segment_ids
+        return attention(*qkv, q_segment_ids=None, kv_segment_ids=None, **options)
+
+    return whole

@@ -18,7 +18,7 @@ from lm.kernels.linear import in_compute_type
 from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
-from lm.parallel.attention import make_attention
+from lm.parallel.attention import make_attention, of_whole_rows
 from lm.parallel.experts import make_experts
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
@@ -72,6 +72,10 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     equals one large batch. `hparams` is `lm.optim.hyperparameters(...)` as device scalars.
     """
     model = build_model(config, mesh)
+    # Evaluation and generation have rows of their own; these are the loader's.
+    training_model = (
+        model if config.data.document_mask else dataclasses.replace(model, attention=of_whole_rows(model.attention))
+    )
     cross_entropy = make_cross_entropy(mesh)
     objective = _objective(config)
     precision, ema_decay = config.precision, config.optimizer.ema_decay
@@ -95,7 +99,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
         def loss_fn(params, micro_batch, dropout_key):
             return objective(
-                model,
+                training_model,
                 {**state.frozen, **params},
                 micro_batch,
                 cross_entropy=cross_entropy,

@@ -1,0 +1,75 @@
+"""What is set before JAX starts: its caches, and what makes a CPU fast."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+
+from lm.errors import ConfigError
+from lm.resolve import resolve
+from lm.storage import cache_root, join
+
+
+def setup_jax(config_cache: str | None = None, cpu_devices: int = 1):
+    """Import JAX and keep compiled programs beside the data cache, so that a second run starts fast.
+
+    Args:
+      config_cache: `config.data.cache`.
+      cpu_devices: into how many devices the CPU is divided, where it is the only one.
+    """
+    if _has_cpu_only():
+        _keep_freed_memory()
+    # LAPACK (SOAP's QR, on CPU) on one thread a call: XLA's pool runs calls side by side, and OpenBLAS's own threads,
+    # which spin while they wait, took 20 s for four 512 x 512 QRs on a busy machine where one thread took 0.1 s.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import jax
+
+    if cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    folder = join(cache_root(config_cache), "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return jax
+
+
+def _keep_freed_memory() -> None:
+    """Stop glibc from giving every freed buffer back to the kernel.
+
+    XLA's CPU backend allocates its temporary buffers anew in each step: at 1,024 tokens a step the
+    page faults of fresh memory took a fifth to a third of the step (experiments/LOG.md). For
+    machines without an accelerator; has no effect on other C libraries.
+    """
+    import ctypes
+
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1  # malloc.h
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20)):
+        mallopt(option, value)
+
+
+def cpu_devices_for(config_dict: Mapping) -> int:
+    """Return into how many devices to divide a CPU on which this config trains: 2 where its mesh and batch allow it.
+
+    XLA's CPU backend runs the small matmuls of attention on one thread each. Two devices, each with half the rows,
+    keep two cores busy: whole steps take 7 % less time (`experiments/benchmarks/cpu_training.py`).
+    """
+    from lm.tokenizer.parallel import available_cores
+
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or not _has_cpu_only() or available_cores() < 2:
+        return 1
+    try:
+        resolve(config_dict, devices=2)
+    except ConfigError:  # said where the config is resolved for the devices that there are
+        return 1
+    return 2
+
+
+def _has_cpu_only() -> bool:
+    accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, accelerators))

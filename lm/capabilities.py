@@ -6,25 +6,69 @@ config is resolved, never ignored.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """What one attention is asked for."""
+
+    dtype: str = "float32"
+    head_dim: int = 64
+    num_queries: int = 1024
+    segment_ids: bool = False  # packed documents kept apart
+    window: bool = False  # sliding window
+    softcap: bool = False  # logit soft cap
+    q_offset: bool = False  # the first query is not at the first key, or not as many keys as queries: a cache
+    lse: bool = False  # the log-sum-exp too, differentiable
+    deterministic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSupport:
-    """What one attention implementation honours."""
+    """What one attention implementation honours; the flags are those of `AttentionCall`."""
 
-    segment_ids: bool = True  # packed documents kept apart
-    window: bool = True  # sliding window
-    softcap: bool = True  # logit soft cap
+    segment_ids: bool = True
+    window: bool = True
+    softcap: bool = True
+    q_offset: bool = True
+    lse: bool = True
+    deterministic: bool = True
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")  # compute types
+    head_dims: Collection[int] = range(1, 2**16)
+    min_queries: int = 1
+
+    def lacks(self, call: AttentionCall) -> str | None:
+        """Return the field of `call` that this implementation cannot honour, or None."""
+        flags = ("segment_ids", "window", "softcap", "q_offset", "lse", "deterministic")
+        missing = [name for name in flags if getattr(call, name) and not getattr(self, name)]
+        if call.dtype not in self.dtypes:
+            missing.append("dtype")
+        if call.head_dim not in self.head_dims:
+            missing.append("head_dim")
+        if call.num_queries < self.min_queries:
+            missing.append("num_queries")
+        return missing[0] if missing else None
 
 
-# Every implementation that `lm.kernels.flash_attention` dispatches to. `reference` holds all logits at once;
-# `tpu`, the Pallas kernels, compiles for every TPU but has run interpreted only, so `auto` does not choose it yet.
+# Every implementation that `lm.kernels.flash_attention` dispatches to, the best first. What a call needs and an
+# implementation lacks (a cache while sampling, a head width) goes to `blockwise`. `reference` holds all logits at once.
 ATTENTION: Mapping[str, AttentionSupport] = {
+    # Pallas kernels whose smallest block is of 128 queries: a decoding step's one query would waste the rest.
+    "tpu": AttentionSupport(platforms=("tpu",), dtypes=("float32", "bfloat16"), min_queries=16),
+    # cuDNN through `jax.nn.dot_product_attention`; wider heads, which Hopper has forward, are not the same everywhere.
+    "cudnn": AttentionSupport(
+        segment_ids=False,
+        softcap=False,
+        q_offset=False,
+        lse=False,
+        deterministic=False,
+        platforms=("gpu",),
+        dtypes=("bfloat16", "float16"),
+        head_dims=range(8, 129, 8),
+    ),
     "blockwise": AttentionSupport(),
-    "tpu": AttentionSupport(platforms=("tpu",), dtypes=("float32", "bfloat16")),
     "reference": AttentionSupport(),
 }
 
@@ -87,9 +131,12 @@ class Capabilities:
         """Whether matmuls of float8 operands run in hardware."""
         return self.device_kind.startswith(FLOAT8_MATMUL)
 
-    def attention_for(self, name: str) -> str:
-        """Return the implementation that `auto` (or a name) stands for on this platform."""
-        return "blockwise" if name == "auto" else name
+    def attention_for(self, name: str, call: AttentionCall) -> str:
+        """Return the implementation that `auto` (or a name) stands for: the first here that honours the call."""
+        if name != "auto":
+            return name
+        here = ((n, s) for n, s in self.attention.items() if self.platform in s.platforms)
+        return next((n for n, support in here if support.lacks(call) is None), "blockwise")
 
     def experts_for(self, name: str) -> str:
         """Return the implementation of the experts' matmuls that `auto` (or a name) stands for.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.axes import ACTIVATIONS
-from lm.capabilities import EXPERTS, FLOAT8_MATMUL, Capabilities
+from lm.capabilities import EXPERTS, FLOAT8_MATMUL, AttentionCall, Capabilities
 from lm.config import (
     OPTIMIZERS,
     SOURCES,
@@ -204,7 +204,7 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
         head_dim=head_dim,
         d_ff=d_ff,
         max_positions=max_positions,
-        attention=_check_attention(config, capabilities),
+        attention=_check_attention(config, capabilities, head_dim),
         experts=_check_experts(config, capabilities),
         scan_unroll=capabilities.scan_unroll_for(model.scan_unroll, model.num_layers // model.period),
     )
@@ -233,9 +233,17 @@ def _check_experts(config: Config, capabilities: Capabilities) -> str:
     return capabilities.experts_for(name)
 
 
-def _check_attention(config: Config, capabilities: Capabilities) -> str:
-    model = config.model
-    name = capabilities.attention_for(model.attention)
+def _check_attention(config: Config, capabilities: Capabilities, head_dim: int) -> str:
+    model, data = config.model, config.data
+    call = AttentionCall(
+        dtype=config.precision.compute,
+        head_dim=head_dim,
+        num_queries=data.sequence_length,
+        segment_ids=data.document_mask,
+        window=any(model.window),
+        softcap=model.attention_softcap is not None,
+    )
+    name = capabilities.attention_for(model.attention, call)
     support = capabilities.attention.get(name)
     if support is None:
         accepted = ["auto", *capabilities.attention]
@@ -247,19 +255,16 @@ def _check_attention(config: Config, capabilities: Capabilities) -> str:
             f"config.model.attention={name!r} runs on {', '.join(support.platforms)}, not on "
             f"{capabilities.platform}; use auto."
         )
-    if config.precision.compute not in support.dtypes:
-        raise ConfigError(
-            f"config.model.attention={name!r} takes {', '.join(support.dtypes)}, not "
-            f"config.precision.compute={config.precision.compute!r}; use auto."
-        )
-    needs = {
-        "segment_ids": (config.data.document_mask, "data.document_mask=True (packed documents)"),
-        "window": (any(model.window), f"model.window={model.window!r}"),
-        "softcap": (model.attention_softcap is not None, f"model.attention_softcap={model.attention_softcap}"),
-    }
-    for what, (needed, setting) in needs.items():
-        if needed and not getattr(support, what):
-            raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
+    if lacking := support.lacks(call):
+        setting = {
+            "dtype": f"precision.compute={config.precision.compute!r} (it takes {', '.join(support.dtypes)})",
+            "head_dim": f"model.head_dim={head_dim}",
+            "num_queries": f"data.sequence_length={data.sequence_length} (at least {support.min_queries})",
+            "segment_ids": "data.document_mask=True (packed documents)",
+            "window": f"model.window={model.window!r}",
+            "softcap": f"model.attention_softcap={model.attention_softcap}",
+        }[lacking]
+        raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
     return name
 
 

@@ -191,7 +191,8 @@ def test_an_attention_backend_of_another_platform_is_refused():
 def test_an_attention_backend_that_lacks_the_compute_type_is_refused():
     no_fp16 = Capabilities(attention={"fast": AttentionSupport(dtypes=("float32", "bfloat16"))})
     fp16 = changed(model__attention="fast", precision__compute="float16")
-    refused(fp16, "takes float32, bfloat16, not config.precision.compute='float16'", capabilities=no_fp16)
+    what = "'fast' cannot honour config.precision.compute='float16' (it takes float32, bfloat16)"
+    refused(fp16, what, capabilities=no_fp16)
 
 
 def test_an_unknown_attention_backend_is_refused():

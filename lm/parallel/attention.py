@@ -3,6 +3,7 @@
 A kernel cannot be partitioned by the compiler at all, and a loop over rows would gather them on every device.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,19 +16,20 @@ from lm.parallel.mesh import batch_axes
 
 def make_attention(mesh: Mesh) -> Callable:
     """Return `lm.kernels.flash_attention.flash_attention` for arrays sharded over the mesh's batch axes."""
+    attend = functools.partial(flash_attention, device_kind=mesh.devices.flat[0].device_kind)
     if mesh.size == 1:
-        return flash_attention
+        return attend
     axes = batch_axes(mesh)
     shards = math.prod(mesh.shape[axis] for axis in axes)
 
     def sharded(q_BTNH, k_BSKH, v_BSKH, *, q_segment_ids, kv_segment_ids, q_offset, **options):
         if q_BTNH.shape[0] % shards:  # a prompt or two: every device computes all of them
             ids = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}
-            return flash_attention(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=q_offset, **options)
+            return attend(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=q_offset, **options)
 
         def local(q_BTNH, k_BSKH, v_BSKH, ids, traced):
             offset = q_offset if traced is None else jax.lax.pcast(traced, axes, to="varying")
-            return flash_attention(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=offset, **options)
+            return attend(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=offset, **options)
 
         rows, whole = PartitionSpec(axes), PartitionSpec()
         ids = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}

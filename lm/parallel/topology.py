@@ -16,7 +16,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from lm.capabilities import Capabilities
+from lm.capabilities import ATTENTION, Capabilities
 from lm.config import ParallelConfig
 from lm.errors import LmError, UsageError, did_you_mean
 from lm.parallel.mesh import make_mesh
@@ -92,7 +92,9 @@ def describe(name: str) -> Topology:
     sizes = tuple(map(int, shape.split("x")))
     devices = _gpu_devices(name, family, sizes) if family in _GPUS else _tpu_devices(name, family, sizes)
     kind, platform = (_GPUS[family][0], "gpu") if family in _GPUS else (_TPUS[family][0], "tpu")
-    return Topology(name, tuple(devices), Capabilities(platform=platform, device_kind=kind))
+    # JAX asks the cuDNN of the machine that compiles; without a GPU there is none.
+    attention = {name: support for name, support in ATTENTION.items() if name != "cudnn"}
+    return Topology(name, tuple(devices), Capabilities(platform=platform, device_kind=kind, attention=attention))
 
 
 def topology_mesh(topology: Topology, parallel: ParallelConfig) -> Mesh:

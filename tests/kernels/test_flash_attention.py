@@ -223,7 +223,7 @@ def test_over_a_mesh_it_is_the_same_rows_that_do_not_divide_included(rows, imple
 
 def test_unknown_implementations_and_uneven_heads_are_refused():
     (q, k, v, *_), _ = Case().arrays()
-    with pytest.raises(ValueError, match="unknown; use one of blockwise"):
+    with pytest.raises(ValueError, match="unknown; use one of tpu, cudnn, blockwise"):
         flash_attention(q, k, v, implementation="fast")
     with pytest.raises(ValueError, match="not a multiple"):
         flash_attention(q[:, :, :3], k, v)

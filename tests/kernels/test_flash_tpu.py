@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where races are reported
 from jax.experimental.pallas import tpu as pltpu
 
-from lm.kernels.flash_attention import tpu
+from lm.kernels.flash_attention import flash_attention, tpu
 from lm.kernels.flash_attention.options import MASKED, Options
 from lm.kernels.flash_attention.plan import make_plan
 from tests.kernels.attention_cases import define
@@ -168,6 +170,42 @@ def test_causal_grouped_queries_match_the_definition():
 )
 def test_every_option_matches_the_definition(case):
     check(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.builds(
+        lambda T, more, K, G, cuts, **rest: Case(
+            T=T, S=T + more, K=K, N=K * G, offset=more, documents=tuple(np.diff([0, *cuts, T + more])), **rest
+        ),
+        T=st.sampled_from([100, 128, 200]), more=st.sampled_from([0, 56]), K=st.sampled_from([1, 2]),
+        G=st.sampled_from([1, 2]), H=st.sampled_from([64, 80]), causal=st.booleans(), cuts=st.sampled_from([(), (70,)]),
+        window=st.sampled_from([None, 1, 90]), softcap=st.sampled_from([None, 3.0]), traced_offset=st.booleans(),
+        block_k=st.sampled_from([128, 256]), dtype=st.sampled_from(["float32", "bfloat16"]),
+    )
+)  # fmt: skip
+def test_options_together_match_the_definition(case):
+    check(dataclasses.replace(case, documents=case.documents if len(case.documents) > 1 else ()))
+
+
+@pytest.mark.slow
+def test_composes_with_vmap_and_offsets_that_differ_by_row():
+    q, k, v, *_ = Case(B=2, T=128, S=256, K=2).arrays()
+    offsets = jnp.array([100, 17])
+
+    def loss(implementation, q, k, v, offset):
+        return jnp.sum(flash_attention(q, k, v, window=60, q_offset=offset, implementation=implementation) ** 2)
+
+    def row(implementation, q, k, v, offset):
+        return loss(implementation, q[None], k[None], v[None], offset)
+
+    run = interpreted(lambda function: jax.jit(function)(q, k, v, offsets))
+    gradient = lambda function, name: jax.grad(functools.partial(function, name), (0, 1, 2))  # noqa: E731
+    wanted = run(gradient(loss, "reference"))
+    for got in (run(gradient(loss, "tpu")), run(jax.vmap(gradient(row, "tpu")))):
+        for ours, theirs in zip(got, wanted, strict=True):
+            assert off_by(ours, theirs) < TOLERANCE["float32"]
 
 
 def gradients_of(case, arrays):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.capabilities import ATTENTION, Capabilities
-from lm.kernels.flash_attention import blockwise, tpu
+from lm.capabilities import ATTENTION, AttentionCall, Capabilities
+from lm.kernels.flash_attention import blockwise, cudnn, tpu
 from lm.kernels.flash_attention.options import Options
 from lm.kernels.flash_attention.reference import reference
 
@@ -37,8 +37,10 @@ def flash_attention(
     softcap: float | None = None,
     scale: float | None = None,
     q_offset: jax.Array | int = 0,
+    deterministic: bool = False,
     return_lse: bool = False,
     implementation: str = "auto",
+    device_kind: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Multi-head, grouped-query or multi-query attention (Vaswani et al. 2017; Ainslie et al. 2023) in O(T) memory.
 
@@ -52,18 +54,20 @@ def flash_attention(
       softcap: c * tanh(logit / c) before the mask (Gemma 2).
       scale: of the logits; None: 1 / sqrt(H).
       q_offset: position of the first query among the keys (a KV cache's length): a scalar, or `[B]`.
+      deterministic: equal inputs give gradients equal bit for bit.
       return_lse: also return the log-sum-exp of the logits, `lse_BNT` in f32, which is differentiable: partial
         results over parts of the keys are merged by it (ring attention).
-      implementation: a name in `lm.capabilities.ATTENTION`; `auto`: the best that can do this here.
+      implementation: a name in `lm.capabilities.ATTENTION`; `auto`: the best that can do this here. What it lacks,
+        as that table says, is computed by `blockwise`.
+      device_kind: of the device that this is compiled for, as JAX names it; None: of the one here.
 
     Returns:
       `out_BTNH` in q's type. A query that sees no key gives 0, and an lse of about -2.4e38.
 
-    Backends skip blocks of logits that no query sees. All are deterministic. `out` and `lse` are named
-    `attention_out` for remat policies.
+    Backends skip blocks of logits that no query sees. `out` and `lse` are named `attention_out` for remat policies.
 
     Raises:
-      ValueError: an implementation that is unknown or cannot do this, or N not a multiple of K.
+      ValueError: an implementation that is unknown, or N not a multiple of K.
     """
     (_, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     if N % K:
@@ -72,19 +76,35 @@ def flash_attention(
         if T != S:
             raise ValueError(f"q_segment_ids alone cannot serve {T} queries and {S} keys; give kv_segment_ids too")
         kv_segment_ids = q_segment_ids
-    options = Options(causal, window, softcap, float(H**-0.5 if scale is None else scale))
+    starts_together = isinstance(q_offset, int) and q_offset == 0 and T == S
+    call = AttentionCall(
+        dtype=str(q_BTNH.dtype),
+        head_dim=H,
+        num_queries=T,
+        segment_ids=q_segment_ids is not None,
+        window=window is not None,
+        softcap=softcap is not None,
+        q_offset=not starts_together,
+        lse=return_lse,
+        deterministic=deterministic,
+    )
     name = implementation
     if name == "auto":
-        name = Capabilities(platform=jax.default_backend()).attention_for(name)
+        name = Capabilities(platform=jax.default_backend()).attention_for(name, call)
+    if name not in ATTENTION:
+        raise ValueError(f"attention implementation {name!r} is unknown; use one of {', '.join(ATTENTION)}")
+    if ATTENTION[name].lacks(call):
+        name = "blockwise"
+    options = Options(causal, window, softcap, float(H**-0.5 if scale is None else scale), device_kind)
     inputs = (q_BTNH, k_BSKH, v_BSKH, q_segment_ids, kv_segment_ids, q_offset)
+    if name == "cudnn":
+        return checkpoint_name(cudnn.attend(*inputs[:3], options), "attention_out")
     if name == "reference":
         out_BTNH, lse_BNT = (checkpoint_name(x, "attention_out") for x in reference(*inputs, options))
-    elif name in _BACKENDS:
+    else:
         static = isinstance(q_offset, int)
         offset = None if static else q_offset
         out_BTNH, lse_BNT = _attend(*inputs[:5], offset, q_offset if static else None, options, name)
-    else:
-        raise ValueError(f"attention implementation {name!r} is unknown; use one of {', '.join(ATTENTION)}")
     return (out_BTNH, lse_BNT) if return_lse else out_BTNH
 
 

@@ -18,6 +18,7 @@ class Options:
     window: int | None
     softcap: float | None
     scale: float
+    device_kind: str | None = None
 
 
 def visible(options: Options, q_positions: jax.Array, k_positions: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ def forward(
     A query that sees no key gives out 0 and lse MASKED (-0.7 times the greatest f32).
     """
     (_, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
-    sizes = sizes or _sizes_here(q_BTNH, is_backward=False)
+    sizes = sizes or _sizes(q_BTNH, options, is_backward=False)
     tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     walk, ranges = walk_of(plan.of_queries, -(-S // tiles.block_k))
     out_BNTH, lse_BN1T, *counts = forward_call(
@@ -119,7 +119,7 @@ def backward(
     The other arguments are those of `forward`. The order of all sums is fixed.
     """
     (_, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
-    sizes = sizes or _sizes_here(q_BTNH, is_backward=True)
+    sizes = sizes or _sizes(q_BTNH, options, is_backward=True)
     tiles, plan = _tiles_and_plan(T, S, sizes, q_segment_ids, kv_segment_ids, q_offset, options)
     # A query that sees no key meets masked logits only: any finite log-sum-exp gives it the weight 0.
     lse_BNT = jnp.where(lse_BNT <= MASKED / 2, 0.0, lse_BNT * LOG2E)
@@ -168,8 +168,8 @@ def backward(
     return (*gradients, counts) if count_steps else gradients
 
 
-def _sizes_here(q_BTNH: jax.Array, *, is_backward: bool) -> Sizes:
-    kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
+def _sizes(q_BTNH: jax.Array, options: Options, *, is_backward: bool) -> Sizes:
+    kind = jax.devices()[0].device_kind if options.device_kind is None else options.device_kind
     width = -(-q_BTNH.shape[-1] // LANES) * LANES
     return sizes_for(kind, width * q_BTNH.dtype.itemsize, is_backward=is_backward)
 

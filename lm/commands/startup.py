@@ -52,11 +52,17 @@ def _keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+# Optimizers whose step is cheap enough to be done twice.
+_ELEMENTWISE = ("adamw", "lion", "schedule_free", "adafactor")
+_TOKENS = 1024  # of a micro-batch, from which on dividing them pays
+
+
 def cpu_devices_for(config_dict: Mapping) -> int:
-    """Return into how many devices to divide a CPU on which this config trains: 2 where its mesh and batch allow it.
+    """Return into how many devices to divide a CPU on which this config trains: 1 or 2.
 
     XLA's CPU backend runs the small matmuls of attention on one thread each. Two devices, each with half the rows,
-    keep two cores busy: whole steps take 7 % less time (`experiments/benchmarks/cpu_training.py`).
+    keep two cores busy: steps of 2,048 tokens take 5 to 7 % less time (`experiments/benchmarks/cpu_training.py`).
+    With fewer tokens nothing is gained, and with matrix optimizers, whose work both devices do, time is lost.
     """
     from lm.tokenizer.parallel import available_cores
 
@@ -64,10 +70,12 @@ def cpu_devices_for(config_dict: Mapping) -> int:
     if chosen or not _has_cpu_only() or available_cores() < 2:
         return 1
     try:
-        resolve(config_dict, devices=2)
+        config = resolve(config_dict, devices=2)
     except ConfigError:  # said where the config is resolved for the devices that there are
         return 1
-    return 2
+    rows = config.data.batch_size // config.optimizer.accumulation_steps
+    is_large = rows * config.data.sequence_length >= 2 * _TOKENS
+    return 2 if is_large and config.optimizer.name in _ELEMENTWISE else 1
 
 
 def _has_cpu_only() -> bool:

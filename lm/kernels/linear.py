@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.kernels.float8 import backward_specs, float8_einsum
+from lm.kernels.named import name_heads
 
 
 def linear(x: jax.Array, kernel: jax.Array, spec: str, *, matmul: str = "default") -> jax.Array:
@@ -23,9 +24,8 @@ def linear(x: jax.Array, kernel: jax.Array, spec: str, *, matmul: str = "default
     Accumulates in f32 on every backend; so does the kernel's gradient. The result is named `linear`
     for remat policies.
     """
-    if matmul == "float8":
-        return checkpoint_name(float8_einsum(x, kernel, spec).astype(x.dtype), "linear")
-    return checkpoint_name(_matmul(x, kernel, spec), "linear")
+    out = float8_einsum(x, kernel, spec).astype(x.dtype) if matmul == "float8" else _matmul(x, kernel, spec)
+    return name_heads(out, "linear") if out.ndim == 4 else checkpoint_name(out, "linear")
 
 
 def in_compute_type(function: Callable, compute: str) -> Callable:

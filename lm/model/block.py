@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.activations import GATED, activate
+from lm.kernels.named import name_heads
 from lm.model.experts import Experts
 from lm.model.layers import Embedding, Linear, Norm
 from lm.model.rope import apply_rope
@@ -37,9 +38,9 @@ class Attention(nn.Module):
             k_BTKH = Norm(config, self.precision, "rmsnorm", name="key_norm")(k_BTKH)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
-        q_BTNH = checkpoint_name(q_BTNH, "query")
-        k_BTKH = checkpoint_name(k_BTKH, "key")
-        v_BTKH = checkpoint_name(v_BTKH, "value")
+        q_BTNH = name_heads(q_BTNH, "query")
+        k_BTKH = name_heads(k_BTKH, "key")
+        v_BTKH = name_heads(v_BTKH, "value")
         k_BSKH, v_BSKH, kv_segment_ids_BS, offset = k_BTKH, v_BTKH, segment_ids_BT, 0
         if cache is not None:
             offset, kv_segment_ids_BS = cache["length"], cache["segment_ids_BS"]

@@ -12,6 +12,7 @@ from lm.capabilities import ATTENTION, AttentionCall, Capabilities
 from lm.kernels.flash_attention import blockwise, cudnn, tpu
 from lm.kernels.flash_attention.options import Options
 from lm.kernels.flash_attention.reference import reference
+from lm.kernels.named import merge_heads, name_heads, split_heads
 
 
 class _Backend(NamedTuple):
@@ -98,9 +99,10 @@ def flash_attention(
     options = Options(causal, window, softcap, float(H**-0.5 if scale is None else scale), device_kind)
     inputs = (q_BTNH, k_BSKH, v_BSKH, q_segment_ids, kv_segment_ids, q_offset)
     if name == "cudnn":
-        return checkpoint_name(cudnn.attend(*inputs[:3], options), "attention_out")
+        return name_heads(cudnn.attend(*inputs[:3], options), "attention_out")
     if name == "reference":
-        out_BTNH, lse_BNT = (checkpoint_name(x, "attention_out") for x in reference(*inputs, options))
+        out_BTNH, lse_BNT = reference(*inputs, options)
+        out_BTNH = name_heads(out_BTNH, "attention_out")
     else:
         static = isinstance(q_offset, int)
         offset = None if static else q_offset
@@ -116,13 +118,16 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, static_offset, 
 
 def _attend_fwd(*arguments):
     q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, *_ = arguments
-    out_BTNH, lse_BNT = (checkpoint_name(x, "attention_out") for x in _attend.fun(*arguments))
-    return (out_BTNH, lse_BNT), (q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, out_BTNH, lse_BNT)
+    out_BTNH, lse_BNT = _attend.fun(*arguments)
+    out_BTNH, lse_BNT = name_heads(out_BTNH, "attention_out"), checkpoint_name(lse_BNT, "attention_out")
+    heads = tuple(map(merge_heads, (q_BTNH, k_BSKH, v_BSKH, out_BTNH)))
+    return (out_BTNH, lse_BNT), (heads, q_ids_BT, kv_ids_BS, offset, lse_BNT)
 
 
 def _attend_bwd(static_offset, options, name, residuals, cotangents):
-    q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, out_BTNH, lse_BNT = residuals
+    heads, q_ids_BT, kv_ids_BS, offset, lse_BNT = residuals
     dout_BTNH, dlse_BNT = cotangents
+    q_BTNH, k_BSKH, v_BSKH, out_BTNH = (split_heads(x, dout_BTNH.shape[-1]) for x in heads)
     product_BTNH = out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32)
     delta_BNT = jnp.sum(product_BTNH, -1).swapaxes(1, 2) - dlse_BNT
     offset = static_offset if offset is None else offset

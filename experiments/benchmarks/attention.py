@@ -43,7 +43,7 @@ from functools import partial
 
 import numpy as np
 
-from lm.capabilities import ATTENTION, Capabilities
+from lm.capabilities import ATTENTION, AttentionCall, Capabilities
 
 PASSES = {"forward": 1, "both": 3.5}  # and their FLOPs in those of the forward pass
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -81,6 +81,11 @@ class Case:
     def small(self) -> "Case":
         """The version that is held against the reference."""
         return dataclasses.replace(self, B=1, T=512, window=self.window and 100, document=self.document and 128)
+
+    @property
+    def call(self) -> AttentionCall:
+        masks = {"segment_ids": self.document is not None, "window": self.window is not None}
+        return AttentionCall(self.dtype, self.H, self.T, **masks)
 
     @property
     def pairs(self) -> int:
@@ -233,8 +238,11 @@ def _mask_fits(case: Case) -> bool:
 
 _jax, _torch = partial(Implementation, "jax"), partial(Implementation, "torch", heads_first=True)
 _flash, _cudnn = partial(torch_sdpa, "FLASH_ATTENTION"), partial(torch_sdpa, "CUDNN_ATTENTION")
-OURS = {f"ours, {name}": _jax(has.platforms, partial(ours, name)) for name, has in ATTENTION.items()}
-del OURS["ours, reference"]
+OURS = {
+    f"ours, {name}": _jax(has.platforms, partial(ours, name), lambda case, has=has: has.lacks(case.call) is None)
+    for name, has in ATTENTION.items()
+    if name != "reference"
+}
 IMPLEMENTATIONS = OURS | {
     "torch SDPA": _torch(("cpu",), partial(torch_sdpa, None), _mask_fits),
     "jax.nn": _jax(("cpu",), partial(jax_nn, "xla"), lambda case: case.B * case.N * case.T**2 <= MOST_LOGITS),
@@ -425,7 +433,7 @@ class Side:
 
 def compare(case: Case, platform: str, sides: dict[str, Side], args: argparse.Namespace, checked: dict) -> dict:
     """Check and time every implementation of a case; `checked` keeps the answers of the checks."""
-    auto = f"ours, {Capabilities(platform).attention_for('auto')}"
+    auto = f"ours, {Capabilities(platform).attention_for('auto', case.call)}"
     names = [name for name, one in IMPLEMENTATIONS.items() if platform in one.platforms and one.side in sides]
     able, failed = [name for name in names if IMPLEMENTATIONS[name].supports(case)], {}
 

@@ -18,9 +18,9 @@ from tests.train.common import mesh_of
 
 # The blockwise backend in each of its ways, in blocks small enough for small problems.
 WAYS = {
-    "unrolled": blockwise._Way(block=16, at_once=False, unrolled=16, chunk=2, widen=True),
-    "loops": blockwise._Way(block=16, at_once=False, unrolled=0, chunk=1, widen=True),
-    "accelerator": blockwise._Way(block=16, at_once=True, unrolled=0, chunk=1, widen=True),
+    "unrolled": blockwise._Way(block=16, long_block=16, at_once=False, unrolled=16, chunk=32, widen=True),
+    "loops": blockwise._Way(block=16, long_block=16, at_once=False, unrolled=0, chunk=16, widen=True),
+    "accelerator": blockwise._Way(block=16, long_block=16, at_once=True, unrolled=0, chunk=16, widen=True),
 }
 
 

@@ -7,9 +7,9 @@ blocks are few, the loops are unrolled and neighbouring blocks joined to chunks 
 small ones); else they run from bound to bound, so that what documents or a window leave out is neither read nor
 computed. Every sum has a fixed order: the results are deterministic.
 
-The code is that of one key/value head and its G query heads. On CPU one head follows another, its logits in cache,
-two side by side: XLA's CPU backend runs what does not depend on each other in parallel, but the parts of a batched
-matmul one by one. Elsewhere, and where there is but one block, all heads run at once, on one plan for all.
+The code is that of one key/value head and its G query heads. On CPU one head follows another, its logits in cache:
+XLA's CPU backend divides one large matmul among the cores, but not the parts of a batched one. Elsewhere, and where
+there is but one block, all heads run at once, on one plan for all.
 """
 
 import dataclasses
@@ -29,15 +29,19 @@ class _Way:
     """How a kind of device goes about it."""
 
     block: int  # queries and keys in a block, at most
+    long_block: int  # the same, of at least _LONG
     at_once: bool  # all heads, or one after another
     unrolled: int  # blocks on a side, up to which loops of known bounds are unrolled
-    chunk: int  # blocks joined to one where they are
+    chunk: int  # queries or keys to which blocks are joined where they are
     widen: bool  # half-precision operands of matmuls, to f32: XLA's CPU backend lacks some with an f32 result
 
+    def block_of(self, length: int) -> int:
+        return min(self.block if length < _LONG else self.long_block, length)
 
-_CPU = _Way(block=128, at_once=False, unrolled=16, chunk=8, widen=True)
-_ACCELERATOR = _Way(block=256, at_once=True, unrolled=2, chunk=1, widen=False)
-_SIDE_BY_SIDE = 2  # heads that follow one another
+
+_LONG = 1024
+_CPU = _Way(block=128, long_block=512, at_once=False, unrolled=16, chunk=1024, widen=True)
+_ACCELERATOR = _Way(block=256, long_block=256, at_once=True, unrolled=2, chunk=256, widen=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +91,11 @@ class _Problem:
     def walk(self, bounds, body: Callable, carry: Any) -> Any:
         """Apply `body(number, carry, count=…, masked=…)` to blocks `[lo, hi)`, masked outside `[full_lo, full_hi)`."""
         lo, full_lo, full_hi, hi = bounds
+        step = max(1, self.way.chunk // max(self.block_q, self.block_k))
         for start, stop, masked in ((lo, full_lo, True), (full_lo, full_hi, False), (full_hi, hi, True)):
             if isinstance(start, int):
-                for number in range(start, stop, self.way.chunk):
-                    carry = body(number, carry, count=min(self.way.chunk, stop - number), masked=masked)
+                for number in range(start, stop, step):
+                    carry = body(number, carry, count=min(step, stop - number), masked=masked)
             else:
                 carry = jax.lax.fori_loop(start, stop, partial(body, count=1, masked=masked), carry)
         return carry
@@ -138,9 +143,9 @@ def _from_heads(x_RGTx, batch: int, length: int):
 def _run(function: Callable, queries: tuple, keys: tuple, ids: tuple, offset, options: Options, way: _Way):
     """Return `function(problem, plan, …)` of every key/value head, stacked on `[B K]`; see `_by_heads`."""
     (B, T), (_, S, K, _) = queries[0].shape[:2], keys[0].shape
-    block_q, block_k = min(way.block, T), min(way.block, S)
+    block_q, block_k = way.block_of(T), way.block_of(S)
     problem = _Problem(options, way, T, S, block_q, block_k)
-    at_once = way.at_once or (way.block >= T and way.block >= S)
+    at_once = way.at_once or (block_q >= T and block_k >= S)
     one_plan = problem.plan(None, None, offset) if at_once or (ids[0] is None and isinstance(offset, int)) else None
     if one_plan is not None:
         one_plan = Plan(*(side.shared() if ids[0] is None else side.shared().never_full() for side in one_plan))
@@ -162,7 +167,7 @@ def _run(function: Callable, queries: tuple, keys: tuple, ids: tuple, offset, op
 
     if at_once:
         return jax.vmap(one)(heads)
-    return jax.lax.scan(lambda _, head: ((), one(head)), (), heads, unroll=min(_SIDE_BY_SIDE, B * K))[1]
+    return jax.lax.map(one, heads)
 
 
 def forward(q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, options: Options):

@@ -120,14 +120,14 @@ def _attend_fwd(*arguments):
     q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, *_ = arguments
     out_BTNH, lse_BNT = _attend.fun(*arguments)
     out_BTNH, lse_BNT = name_heads(out_BTNH, "attention_out"), checkpoint_name(lse_BNT, "attention_out")
-    heads = tuple(map(merge_heads, (q_BTNH, k_BSKH, v_BSKH, out_BTNH)))
-    return (out_BTNH, lse_BNT), (heads, q_ids_BT, kv_ids_BS, offset, lse_BNT)
+    heads = tuple(map(merge_heads, (q_BTNH, k_BSKH, v_BSKH)))
+    return (out_BTNH, lse_BNT), (heads, q_ids_BT, kv_ids_BS, offset, out_BTNH, lse_BNT)
 
 
 def _attend_bwd(static_offset, options, name, residuals, cotangents):
-    heads, q_ids_BT, kv_ids_BS, offset, lse_BNT = residuals
+    heads, q_ids_BT, kv_ids_BS, offset, out_BTNH, lse_BNT = residuals
     dout_BTNH, dlse_BNT = cotangents
-    q_BTNH, k_BSKH, v_BSKH, out_BTNH = (split_heads(x, dout_BTNH.shape[-1]) for x in heads)
+    q_BTNH, k_BSKH, v_BSKH = (split_heads(x, dout_BTNH.shape[-1]) for x in heads)
     product_BTNH = out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32)
     delta_BNT = jnp.sum(product_BTNH, -1).swapaxes(1, 2) - dlse_BNT
     offset = static_offset if offset is None else offset

@@ -1,6 +1,7 @@
 """Attention on this machine's backends: the definition in float64, leaks, skipping, and what it composes with."""
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -17,10 +18,11 @@ from tests.kernels.attention_cases import Case, assert_matches, computed
 from tests.train.common import mesh_of
 
 # The blockwise backend in each of its ways, in blocks small enough for small problems.
+ALWAYS = ((math.inf, 16),)
 WAYS = {
-    "unrolled": blockwise._Way(block=16, long_block=16, at_once=False, unrolled=16, chunk=32, widen=True),
-    "loops": blockwise._Way(block=16, long_block=16, at_once=False, unrolled=0, chunk=16, widen=True),
-    "accelerator": blockwise._Way(block=16, long_block=16, at_once=True, unrolled=0, chunk=16, widen=True),
+    "unrolled": blockwise._Way(unrolled=ALWAYS, looped=ALWAYS, at_once=False, chunk=32, widen=True),
+    "loops": blockwise._Way(unrolled=(), looped=ALWAYS, at_once=False, chunk=16, widen=True),
+    "accelerator": blockwise._Way(unrolled=(), looped=ALWAYS, at_once=True, chunk=16, widen=True),
 }
 
 

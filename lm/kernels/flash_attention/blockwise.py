@@ -13,6 +13,7 @@ there is but one block, all heads run at once, on one plan for all.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,22 +27,38 @@ from lm.kernels.flash_attention.plan import Plan, Ranges, make_plan
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """How a kind of device goes about it."""
+    """How a kind of device goes about it. A block is of queries and of keys, or of all that there are.
 
-    block: int  # queries and keys in a block, at most
-    long_block: int  # the same, of at least _LONG
-    at_once: bool  # all heads, or one after another
-    unrolled: int  # blocks on a side, up to which loops of known bounds are unrolled
-    chunk: int  # queries or keys to which blocks are joined where they are
-    widen: bool  # half-precision operands of matmuls, to f32: XLA's CPU backend lacks some with an f32 result
+    Attributes:
+      unrolled: (greatest length, block) from which loops of known bounds are unrolled; the first that fits.
+      looped: (greatest length, block) of other loops.
+      at_once: all heads, or one after another.
+      chunk: queries or keys to which unrolled blocks are joined.
+      widen: half-precision operands of matmuls, to f32: XLA's CPU backend lacks some with an f32 result.
+    """
 
-    def block_of(self, length: int) -> int:
-        return min(self.block if length < _LONG else self.long_block, length)
+    unrolled: tuple[tuple[float, int], ...]
+    looped: tuple[tuple[float, int], ...]
+    at_once: bool
+    chunk: int
+    widen: bool
+
+    def block(self, length: int, *, is_static: bool) -> tuple[int, bool]:
+        """Return the block for a length, and whether loops over it are unrolled."""
+        for limit, block in self.unrolled if is_static else ():
+            if length <= limit:
+                return block, True
+        return next(block for limit, block in self.looped if length <= limit), False
 
 
-_LONG = 1024
-_CPU = _Way(block=128, long_block=512, at_once=False, unrolled=16, chunk=1024, widen=True)
-_ACCELERATOR = _Way(block=256, long_block=256, at_once=True, unrolled=2, chunk=256, widen=False)
+_CPU = _Way(
+    unrolled=((128, 128), (256, 64), (1024, 128), (2048, 256)),
+    looped=((1023, 128), (math.inf, 512)),
+    at_once=False,
+    chunk=1024,
+    widen=True,
+)
+_ACCELERATOR = _Way(unrolled=((512, 256),), looped=((math.inf, 256),), at_once=True, chunk=256, widen=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +71,7 @@ class _Problem:
     num_keys: int
     block_q: int
     block_k: int
+    is_unrolled: bool
 
     def plan(self, q_ids_RT, kv_ids_RS, offset) -> Plan:
         return make_plan(
@@ -85,13 +103,12 @@ class _Problem:
             a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
-    def is_unrolled(self, *sides: Ranges) -> bool:
-        return all(side.is_static and side.lo.shape[1] <= self.way.unrolled for side in sides)
-
     def walk(self, bounds, body: Callable, carry: Any) -> Any:
         """Apply `body(number, carry, count=…, masked=…)` to blocks `[lo, hi)`, masked outside `[full_lo, full_hi)`."""
         lo, full_lo, full_hi, hi = bounds
         step = max(1, self.way.chunk // max(self.block_q, self.block_k))
+        if isinstance(lo, int) and 0 < hi - lo <= step:  # one matmul, masked for the sake of a few of its logits
+            return body(lo, carry, count=hi - lo, masked=(lo, hi) != (full_lo, full_hi))
         for start, stop, masked in ((lo, full_lo, True), (full_lo, full_hi, False), (full_hi, hi, True)):
             if isinstance(start, int):
                 for number in range(start, stop, step):
@@ -143,10 +160,12 @@ def _from_heads(x_RGTx, batch: int, length: int):
 def _run(function: Callable, queries: tuple, keys: tuple, ids: tuple, offset, options: Options, way: _Way):
     """Return `function(problem, plan, …)` of every key/value head, stacked on `[B K]`; see `_by_heads`."""
     (B, T), (_, S, K, _) = queries[0].shape[:2], keys[0].shape
-    block_q, block_k = way.block_of(T), way.block_of(S)
-    problem = _Problem(options, way, T, S, block_q, block_k)
+    is_static = ids[0] is None and isinstance(offset, int)
+    block, is_unrolled = way.block(max(T, S), is_static=is_static)
+    block_q, block_k = min(block, T), min(block, S)
+    problem = _Problem(options, way, T, S, block_q, block_k, is_unrolled)
     at_once = way.at_once or (block_q >= T and block_k >= S)
-    one_plan = problem.plan(None, None, offset) if at_once or (ids[0] is None and isinstance(offset, int)) else None
+    one_plan = problem.plan(None, None, offset) if at_once or is_static else None
     if one_plan is not None:
         one_plan = Plan(*(side.shared() if ids[0] is None else side.shared().never_full() for side in one_plan))
     offset_B = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (B,))
@@ -209,7 +228,7 @@ def _forward(p: _Problem, plan: Plan, q_GTH, k_SH, v_SH, q_ids_T, kv_ids_S, offs
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), MASKED)
         return carry, (out.astype(q.dtype), lse[..., 0])
 
-    _, (out_nGTH, lse_nGT) = _each(plan.of_queries, query_block, (), unrolled=p.is_unrolled(plan.of_queries))
+    _, (out_nGTH, lse_nGT) = _each(plan.of_queries, query_block, (), unrolled=p.is_unrolled)
     return out_nGTH.swapaxes(0, 1).reshape(q_GTH.shape), lse_nGT.swapaxes(0, 1).reshape(q_GTH.shape[:2])
 
 
@@ -264,6 +283,6 @@ def _backward(p: _Problem, plan: Plan, q_GTH, dout_GTH, lse_GT, delta_GT, k_SH, 
         return dq_HGT, ((p.options.scale * dk).astype(k.dtype), dv.astype(v.dtype))
 
     zero_HGT = jnp.zeros_like(q_GTH, jnp.float32, (q_GTH.shape[-1], *q_GTH.shape[:-1]))
-    dq_HGT, (dk_nSH, dv_nSH) = _each(plan.of_keys, key_block, zero_HGT, unrolled=p.is_unrolled(*plan))
+    dq_HGT, (dk_nSH, dv_nSH) = _each(plan.of_keys, key_block, zero_HGT, unrolled=p.is_unrolled)
     dq_GTH = (p.options.scale * dq_HGT.transpose(1, 2, 0)).astype(q_GTH.dtype)
     return dq_GTH, dk_nSH.reshape(k_SH.shape), dv_nSH.reshape(v_SH.shape)

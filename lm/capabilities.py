@@ -146,15 +146,17 @@ class Capabilities:
         """
         return ("blocked" if self.platform == "cpu" else "ragged") if name == "auto" else name
 
-    def scan_unroll_for(self, unroll: int | None, groups: int) -> int:
+    def scan_unroll_for(self, unroll: int | None, groups: int, remat: str) -> int:
         """Return how many of the layer groups an iteration of their loop holds, where None stands for the fastest.
 
         XLA's CPU backend optimizes a loop's body alone and copies what the iterations keep: unrolled, steps take
-        3 to 7 % less time. Each group adds half a second of compilation: the greatest divisor up to 8.
+        3 to 7 % less time. Each group adds half a second of compilation: the greatest divisor up to 8. Not with
+        remat, which the compiler undoes where it sees the two passes of a layer in one body.
         """
         if unroll is not None:
             return unroll
-        return max(n for n in range(1, 9) if groups % n == 0) if self.platform == "cpu" and groups else 1
+        pays = self.platform == "cpu" and remat == "none" and groups
+        return max(n for n in range(1, 9) if groups % n == 0) if pays else 1
 
 
 def _of_kind(table: Mapping, device_kind: str):

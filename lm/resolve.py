@@ -206,7 +206,7 @@ def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
         max_positions=max_positions,
         attention=_check_attention(config, capabilities, head_dim),
         experts=_check_experts(config, capabilities),
-        scan_unroll=capabilities.scan_unroll_for(model.scan_unroll, model.num_layers // model.period),
+        scan_unroll=capabilities.scan_unroll_for(model.scan_unroll, model.num_layers // model.period, model.remat),
     )
 
 

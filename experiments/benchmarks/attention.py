@@ -22,7 +22,11 @@ are medians of the rounds' ratios. Both processes keep freed memory, as `lm trai
 case starts later than 8 minutes after the first. Prints Markdown, then one JSON object. Torch comes with
 `pip install -e '.[peer]'`, or from --torch-python, an environment that needs nothing but torch and numpy.
 
-Measured: (to be added)
+Measured on two CPU cores, jax 0.10.2 beside torch 2.13, forward and backward, whole processes alternating, with the
+memory settings of each library: at B2 T1024 N8 H64 causal 72 ms against torch's 76 to 81 (standalone, glibc's
+defaults), `jax.nn` 3 to 5 times as long as ours; 32,768 tokens 385 MiB of temporaries; 16,384 tokens with a window of
+1,024 in 0.19 of the time without; 8,192 tokens in documents of 1,024 in 0.24 of one document's. Tables, also those of
+before the blocks were sized by length: experiments/LOG.md.
 """
 
 import argparse

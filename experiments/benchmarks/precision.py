@@ -5,10 +5,10 @@
 
 Llama 3.2 1B's shape (L 16, D 2,048, N 32, K 8, H 64, F 8,192) with a vocabulary of 32,768, tied: 1.04B parameters.
 64 rows of 1,024 tokens on a v5e:4x4, parameters sharded over all 16 chips (`fsdp`), so 4 rows a chip; remat `none`;
-f32 parameters in both; attention block by block. Matmuls in f32 are f32's: the TPU's default would round their
+f32 parameters in both; attention by the Pallas kernels. Matmuls in f32 are f32's: the TPU's default would round their
 operands to bf16. Temporaries are what is alive at one time beside the arguments, less the f32 gradients.
 
-Measured with jax 0.10.2 and libtpu 0.0.42.1: 5,424 MiB in bf16, 10,270 MiB in f32, a share of 0.528.
+Measured with jax 0.10.2 and libtpu 0.0.42.1: 5,726 MiB in bf16, 10,849 MiB in f32, a share of 0.528.
 """
 
 import argparse

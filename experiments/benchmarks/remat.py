@@ -6,7 +6,7 @@
 
 Shapes. Here: D 256, N 4, T 256, B 8, V 4,096 in f32, so that a step takes a second. On the TPU: GPT-2 small's
 (D 768, N 12, T 1,024), B 8, V 8,192 (a small loss beside the layers), in bf16. Both: 12 layers, GELU with F = 4 D,
-AdamW, attention block by block.
+AdamW; attention block by block here, by the Pallas kernels on the TPU.
 
 "Temporaries" are what is alive at one time beside the arguments (parameters, optimizer state, batch), less the
 f32 gradients of all parameters. "First principles" is `lm.model.memory.activation_bytes`. Times are medians of
@@ -16,15 +16,15 @@ Measured with jax 0.10.2 and libtpu 0.0.42.1, in MiB (two CPU cores):
 
                                      v5e:1x1     first    none /     CPU     first   none /   time
                                               principles   this          principles   this  / none
-    none                                2616      2615     1.00      432       432    1.00    1.00
-    dots                                1650      1614     1.59      266       264    1.63    1.17
-    query,key,value,attention_out                                    185       168    2.34    1.11
-    attention_out,mlp_hidden            1206      1222     2.17      201       192    2.15    1.05
-    attention_out                        690       694     3.79      113        96    3.82    1.16
-    full                                 492       558     5.32       89        72    4.88    1.22
-    offload:block_input                  360       426     7.26 and 144 on the host
+    none                                2808      2615     1.00      432       432    1.00    1.00
+    dots                                1746      1614     1.61      266       264    1.63    1.17
+    query,key,value,attention_out       1176      1090     2.39      185       168    2.34    1.11
+    attention_out,mlp_hidden            1352      1222     2.08      201       192    2.15    1.05
+    attention_out                        716       694     3.92      113        96    3.82    1.16
+    full                                 546       558     5.15       89        72    4.88    1.22
+    offload:block_input                  402       426     6.99 and 144 on the host
     offload:block_input,attention_out,mlp_hidden
-                                         520       426     5.03 and 868 on the host
+                                         520       426     5.40 and 868 on the host
 """
 
 import argparse

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.peer
 
 
 def test_both_sides_train_the_same_model():
-    shape = {"L": 2, "D": 64, "N": 2, "T": 16, "B": 4, "V": 65}
+    shape = {"L": 2, "D": 64, "N": 2, "T": 16, "B": 8, "V": 65}
     ours, torch = cpu_training.Ours(shape, []), cpu_training.Torch(shape)
     assert ours.parameters == torch.parameters
     for side in (ours, torch):

@@ -160,7 +160,9 @@ def _from_heads(x_RGTx, batch: int, length: int):
 def _run(function: Callable, queries: tuple, keys: tuple, ids: tuple, offset, options: Options, way: _Way):
     """Return `function(problem, plan, …)` of every key/value head, stacked on `[B K]`; see `_by_heads`."""
     (B, T), (_, S, K, _) = queries[0].shape[:2], keys[0].shape
-    is_static = ids[0] is None and isinstance(offset, int)
+    # Where all heads run at once the plan is one that knows no documents.
+    knows_ids = ids[0] is not None and not way.at_once and max(T, S) > way.looped[0][1]
+    is_static = isinstance(offset, int) and not knows_ids
     block, is_unrolled = way.block(max(T, S), is_static=is_static)
     block_q, block_k = min(block, T), min(block, S)
     problem = _Problem(options, way, T, S, block_q, block_k, is_unrolled)

@@ -3,9 +3,9 @@
     lm train --config experiments/shakespeare.py --workdir runs/shakespeare --config.data.path=input.txt
     lm eval --checkpoint runs/shakespeare --data test --stride 16
 
-Two CPU cores, 116 s for the whole `lm train` process with empty caches: 2.121 bits per byte on the last tenth of the
+Two CPU cores, 72 s for the whole `lm train` process with empty caches: 2.121 bits per byte on the last tenth of the
 text, which nothing was chosen on (windows of 64 tokens, stride 16). nanoGPT's CPU quick start beside it: 2.721 in
-148 s. `python -m experiments.benchmarks.shakespeare` runs both.
+148 s on another day. `python -m experiments.benchmarks.shakespeare` runs both.
 """
 
 from lm.config import default

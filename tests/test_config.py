@@ -310,3 +310,14 @@ def test_a_batch_schedule_begins_with_the_batch_size_unless_it_says_otherwise():
 
 def test_a_sink_that_is_no_name_is_refused():
     refused(changed(log__sinks="('mlflow',)"), "config.log.sinks='mlflow'", "package.module:Name")
+
+
+def test_layers_are_unrolled_on_a_cpu_unless_remat_would_be_undone():
+    def unroll(platform="cpu", **overrides):
+        config = changed(**{f"model__{name}": value for name, value in overrides.items()})
+        return resolve(config, capabilities=Capabilities(platform=platform)).model.scan_unroll
+
+    assert unroll(num_layers="12") == 6
+    assert unroll(num_layers="8", remat="full") == 1
+    assert unroll("tpu", num_layers="8") == 1
+    assert unroll(num_layers="8", scan_unroll="2", remat="full") == 2

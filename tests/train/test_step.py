@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.common import built_step, fake_batch, run_steps, scalars, small_config
+from tests.train.common import built_step, fake_batch, numpy_batch, run_steps, scalars, small_config
 
 
 def test_a_second_learning_rate_leaves_the_jit_cache_at_one_entry():
@@ -102,3 +102,20 @@ def test_an_objective_of_ones_own_is_named_in_the_config():
     _, expected = plain.step(plain.init(), fake_batch(plain.mesh, 0), scalars(plain, 0))
     np.testing.assert_allclose(metrics["grad_norm"], 2 * expected["grad_norm"], rtol=1e-5)
     np.testing.assert_allclose(metrics["doubled"], 2 * expected["loss"], rtol=1e-5)  # reported per token
+
+
+def test_without_a_document_mask_a_row_is_one_document():
+    """Its ids are not looked at: neither those of documents nor, at a row's end, those of padding."""
+    config = small_config(**{"data.document_mask": "False"})
+    masked = small_config()
+    batch = numpy_batch(0)
+    whole = batch | {"segment_ids_BT": (batch["weights_BT"] > 0).astype(np.int32)}
+
+    def loss(config, arrays):
+        built = built_step(config)
+        _, metrics = built.step(built.init(), {name: a[None] for name, a in arrays.items()}, scalars(built, 0))
+        return float(metrics["loss"])
+
+    assert loss(config, batch) == loss(config, whole)
+    assert loss(config, batch) == pytest.approx(loss(masked, whole), abs=1e-6)
+    assert abs(loss(config, batch) - loss(masked, batch)) > 1e-4

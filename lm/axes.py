@@ -61,12 +61,48 @@ ACTIVATIONS: Mapping[str, str] = {
     "mlp_hidden": "BTF",
 }
 
-# Letter -> mesh axes, tried in order; an axis that does not divide the size is left out.
-# Parameters shard their width over `fsdp`; activations never shard D, they shard the batch.
-MESH_AXES = ("data", "fsdp")
-PARAMETER_AXES: Mapping[str, tuple[str, ...]] = {"D": ("fsdp",)}
-OPTIMIZER_AXES: Mapping[str, tuple[str, ...]] = {"D": ("fsdp",)}
-ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {"B": ("data", "fsdp")}
+# The device mesh, outermost first: `tensor` neighbours talk most, `slices` are joined by the slowest network.
+MESH_AXES = ("slices", "stage", "data", "fsdp", "expert", "context", "tensor")
+# What holds different rows of the batch. Micro-batches (A) are spread over pipeline stages outside the pipeline.
+BATCH_AXES = ("slices", "data", "fsdp", "expert")
+
+# Letter -> mesh axes, tried in order; an axis that does not divide the size is left out, and an earlier letter of a
+# table takes an axis before a later one. Parameters shard their width over `fsdp`; activations never shard D.
+MODEL_AXES: Mapping[str, tuple[str, ...]] = {
+    "L": ("stage",),
+    "E": ("expert",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+SHARDED_AXES: Mapping[str, tuple[str, ...]] = {**MODEL_AXES, "D": ("fsdp",)}
+ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
+    "A": ("stage",),
+    "B": BATCH_AXES,
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+    "T": ("context",),
+}
+# The residual stream and the norms on it: tensor parallelism shards the sequence there (Korthikanti et al. 2022).
+RESIDUAL_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "T": ("context", "tensor")}
+
+
+def parameter_axes(zero: int) -> Mapping[str, tuple[str, ...]]:
+    """Return the table of the parameters at a ZeRO stage: sharded over `fsdp` at stage 3."""
+    return SHARDED_AXES if zero >= 3 else MODEL_AXES
+
+
+def gradient_axes(zero: int) -> Mapping[str, tuple[str, ...]]:
+    """Return the table of accumulated gradients: sharded over `fsdp` from stage 2 on."""
+    return SHARDED_AXES if zero >= 2 else MODEL_AXES
+
+
+def optimizer_axes(zero: int) -> Mapping[str, tuple[str, ...]]:
+    """Return the table of the optimizer's state, sharded over `fsdp` from stage 1 on; the moving average too."""
+    return SHARDED_AXES if zero >= 1 else MODEL_AXES
 
 
 def letters(path: str) -> str:
@@ -89,18 +125,21 @@ def partition(
       table: letter -> mesh axes.
       mesh: mesh axis -> size.
 
-    An axis is used where it still divides the dimension and no earlier dimension uses it.
+    An axis is used where it still divides the dimension and no earlier letter of the table (of equal letters, no
+    earlier dimension) uses it.
     """
     used: set[str] = set()
-    spec: list[tuple[str, ...] | None] = []
-    for letter, size in zip(dims, sizes, strict=True):
-        chosen: list[str] = []
-        for axis in table.get(letter, ()):
+    spec: list[tuple[str, ...] | None] = [None] * len(dims)
+    order = list(table)
+    places = [place for place, letter in enumerate(dims) if letter in table]
+    for place in sorted(places, key=lambda place: order.index(dims[place])):
+        size, chosen = sizes[place], []
+        for axis in table[dims[place]]:
             if axis not in used and mesh.get(axis, 1) > 1 and size % mesh[axis] == 0:
                 chosen.append(axis)
                 used.add(axis)
                 size //= mesh[axis]
-        spec.append(tuple(chosen) or None)
+        spec[place] = tuple(chosen) or None
     return tuple(spec)
 
 

@@ -176,10 +176,19 @@ class PrecisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """Sizes of the device mesh's axes; one may be -1: whatever is left."""
+    """Sizes of the device mesh's axes, one of which may be -1 (whatever is left), and how they are used."""
 
-    data: int = option(-1, ge=-1, identity=False)  # replicas of the parameters
-    fsdp: int = option(1, ge=-1, identity=False)  # devices that share one replica's parameters and optimizer state
+    data: int = option(-1, ge=-1, identity=False)  # replicas of the parameters, each with its rows
+    fsdp: int = option(1, ge=-1, identity=False)  # devices that share one replica's state, as `zero` says; rows too
+    tensor: int = option(1, ge=-1, identity=False)  # devices that share each matmul: heads, feed-forward, vocabulary
+    stage: int = option(1, ge=-1, identity=False)  # pipeline stages; accumulation_steps micro-batches flow through
+    context: int = option(1, ge=-1, identity=False)  # devices that share each sequence
+    expert: int = option(1, ge=-1, identity=False)  # devices that share the experts; each has its own rows
+    slices: int = option(1, ge=-1, identity=False)  # TPU slices, replicas joined by the data centre's network
+    zero: int = option(3, ge=0, le=3, identity=False)  # stage: 0 none, 1 optimizer state, 2 + gradients, 3 + parameters
+    pipeline_repeats: int = option(1, ge=1, identity=False)  # 1: GPipe; more: circular, each stage has that many parts
+    context_method: str = option("ring", choices=("ring", "ulysses"), identity=False)  # how attention sees all keys
+    offload_optimizer: bool = option(False, identity=False)  # its state rests in the host's memory
 
 
 @dataclasses.dataclass(frozen=True)

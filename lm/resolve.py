@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.axes import ACTIVATIONS
+from lm.axes import ACTIVATIONS, BATCH_AXES, MESH_AXES
 from lm.capabilities import EXPERTS, FLOAT8_MATMUL, AttentionCall, Capabilities
 from lm.config import (
     OPTIMIZERS,
@@ -24,7 +24,6 @@ from lm.config import (
     ParallelConfig,
     PrecisionConfig,
     remat_names,
-    to_dict,
 )
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build
@@ -86,7 +85,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
         if not _EXTENSION.fullmatch(name):
             raise bad_value("log.sinks", name, '"package.module:Name"')
     parallel = _check_mesh(config.parallel, devices)
-    shards = parallel.data * parallel.fsdp
+    shards = math.prod(getattr(parallel, axis) for axis in BATCH_AXES)
     if data.batch_size % (optimizer.accumulation_steps * shards):
         raise ConfigError(
             f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
@@ -309,7 +308,7 @@ def _check_remat(config: Config, capabilities: Capabilities) -> None:
 
 
 def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
-    sizes = to_dict(parallel)
+    sizes = {name: getattr(parallel, name) for name in MESH_AXES}
     for name, size in sizes.items():
         if size == 0:
             raise bad_value(f"parallel.{name}", size, "at least 1, or -1 for whatever is left")
@@ -318,7 +317,8 @@ def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
         raise ConfigError(f"config.parallel: only one axis may be -1, not {' and '.join(free)}.")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed or (not free and fixed != devices):
-        shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        named = {name: size for name, size in sizes.items() if size != 1 or name in ("data", "fsdp")}
+        shape = ", ".join(f"{name}={size}" for name, size in named.items())
         raise ConfigError(
             f"config.parallel ({shape}) needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}."
         )

@@ -40,6 +40,7 @@ def temporaries(config, topology, *, optimize: bool = True) -> int:
 
     import jax
 
+    from lm.axes import SHARDED_AXES
     from lm.parallel.mesh import parameter_shardings
     from lm.parallel.topology import topology_mesh
     from lm.train.aot import compile_step
@@ -47,7 +48,7 @@ def temporaries(config, topology, *, optimize: bool = True) -> int:
 
     mesh = topology_mesh(topology, config.parallel)
     shapes = jax.eval_shape(build_model(config, mesh).init, jax.random.key(0))
-    shards = jax.tree.map(lambda a, s: s.shard_shape(a.shape), shapes, parameter_shardings(mesh, shapes))
+    shards = jax.tree.map(lambda a, s: s.shard_shape(a.shape), shapes, parameter_shardings(mesh, shapes, SHARDED_AXES))
     gradients = 4 * sum(math.prod(shape) for shape in jax.tree.leaves(shards, is_leaf=lambda x: isinstance(x, tuple)))
     return compile_step(config, topology, optimize=optimize).temporary_bytes - gradients
 

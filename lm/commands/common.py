@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm.axes import SHARDED_AXES
 from lm.capabilities import Capabilities
 from lm.commands.startup import cpu_devices_for, setup_jax
 from lm.config import Config, ParallelConfig, apply_overrides, to_dict
@@ -196,7 +197,7 @@ def open_run(
     mesh = make_mesh(config.parallel)
     model = build_model(config, mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    shardings = parameter_shardings(mesh, shapes)
+    shardings = parameter_shardings(mesh, shapes, SHARDED_AXES)
 
     def targets(dtype=None):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)

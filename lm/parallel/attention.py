@@ -1,42 +1,38 @@
-"""Attention under `shard_map`: each device its own rows.
+"""Attention in a region: each device its own rows and heads.
 
 A kernel cannot be partitioned by the compiler at all, and a loop over rows would gather them on every device.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
-import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from lm.kernels.flash_attention import flash_attention
-from lm.parallel.mesh import batch_axes
+from lm.parallel.mesh import batch_axes, batch_shards
+from lm.parallel.region import manual_axes, region
 
 
 def make_attention(mesh: Mesh) -> Callable:
-    """Return `lm.kernels.flash_attention.flash_attention` for arrays sharded over the mesh's batch axes."""
+    """Return `lm.kernels.flash_attention.flash_attention` for arrays sharded over the mesh: rows and heads."""
     attend = functools.partial(flash_attention, device_kind=mesh.devices.flat[0].device_kind)
     if mesh.size == 1:
         return attend
-    axes = batch_axes(mesh)
-    shards = math.prod(mesh.shape[axis] for axis in axes)
 
     def sharded(q_BTNH, k_BSKH, v_BSKH, *, q_segment_ids, kv_segment_ids, q_offset, **options):
-        if q_BTNH.shape[0] % shards:  # a prompt or two: every device computes all of them
-            ids = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}
-            return attend(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=q_offset, **options)
+        # A prompt or two: every device computes all of them.
+        rows = batch_axes(mesh) if manual_axes() or q_BTNH.shape[0] % batch_shards(mesh) == 0 else None
+        heads = "tensor" if k_BSKH.shape[2] % mesh.shape["tensor"] == 0 else None
+        traced = None if isinstance(q_offset, int) else q_offset
 
         def local(q_BTNH, k_BSKH, v_BSKH, ids, traced):
-            offset = q_offset if traced is None else jax.lax.pcast(traced, axes, to="varying")
+            offset = q_offset if traced is None else traced
             return attend(q_BTNH, k_BSKH, v_BSKH, **ids, q_offset=offset, **options)
 
-        rows, whole = PartitionSpec(axes), PartitionSpec()
         ids = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}
-        traced = None if isinstance(q_offset, int) else q_offset
-        return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, rows, rows, whole), out_specs=rows)(
-            q_BTNH, k_BSKH, v_BSKH, ids, traced
-        )
+        qkv = PartitionSpec(rows, None, heads)
+        in_specs = (qkv, qkv, qkv, PartitionSpec(rows), PartitionSpec())
+        return region(mesh, local, in_specs, qkv)(q_BTNH, k_BSKH, v_BSKH, ids, traced)
 
     return sharded
 

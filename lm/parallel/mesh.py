@@ -1,22 +1,32 @@
 """The device mesh, and shardings derived from the tables of `lm/axes.py`."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lm.axes import ACTIVATION_AXES, MESH_AXES, OPTIMIZER_AXES, PARAMETER_AXES, PARAMETERS, partition
+from lm.axes import ACTIVATION_AXES, BATCH_AXES, MESH_AXES, PARAMETERS, RESIDUAL_AXES, partition
 from lm.config import ParallelConfig
 from lm.optim import state_letters
+from lm.parallel.region import manual_axes
 from lm.tree import map_with_path
 
 
 def make_mesh(parallel: ParallelConfig, devices=None) -> Mesh:
     """Return the mesh over all devices (or the ones given); sizes are resolved, none is -1."""
     shape = tuple(getattr(parallel, axis) for axis in MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    types = (AxisType.Auto,) * len(shape)
+    devices = jax.devices() if devices is None else devices
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        # The slices' axis over the network between them, all others inside a slice.
+        across = tuple(size if axis == "slices" else 1 for axis, size in zip(MESH_AXES, shape, strict=True))
+        within = tuple(1 if axis == "slices" else size for axis, size in zip(MESH_AXES, shape, strict=True))
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
 def named_sharding(mesh: Mesh, dims: str, shape: tuple[int, ...], table: Mapping) -> NamedSharding:
@@ -29,13 +39,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(mesh: Mesh, params: Any) -> Any:
-    """Return the sharding of each parameter (arrays or shapes) by the parameter table."""
-    return map_with_path(lambda path, leaf: named_sharding(mesh, PARAMETERS[path], leaf.shape, PARAMETER_AXES), params)
+def parameter_shardings(mesh: Mesh, params: Any, table: Mapping) -> Any:
+    """Return the sharding of each parameter, or of what is shaped like it, under a table of `lm/axes.py`."""
+    return map_with_path(lambda path, leaf: named_sharding(mesh, PARAMETERS[path], leaf.shape, table), params)
 
 
-def optimizer_shardings(mesh: Mesh, opt_state: Any) -> Any:
-    """Return the sharding of each optimizer leaf by the optimizer table; counters are replicated.
+def optimizer_shardings(mesh: Mesh, opt_state: Any, table: Mapping) -> Any:
+    """Return the sharding of each optimizer leaf under a table; counters are replicated.
 
     A leaf's letters come from its path (`lm.optim.state_letters`); where its rank is not theirs it is
     replicated too (what an optimizer of one's own keeps).
@@ -45,23 +55,38 @@ def optimizer_shardings(mesh: Mesh, opt_state: Any) -> Any:
         dims = state_letters(path)
         if dims is None or len(dims) != leaf.ndim:
             return replicated(mesh)
-        return named_sharding(mesh, dims, leaf.shape, OPTIMIZER_AXES)
+        return named_sharding(mesh, dims, leaf.shape, table)
 
     return map_with_path(one, opt_state)
 
 
 def make_constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
-    """Return `constrain(x, "BTD")`, which lays the activation table's sharding over an activation."""
+    """Return `constrain(x, "BTD")`, which lays the activation tables' sharding over an activation.
+
+    In a region (`lm.parallel.region`) it does so over the axes that are not local there.
+    """
 
     def constrain(x: jax.Array, dims: str) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, named_sharding(mesh, dims, x.shape, ACTIVATION_AXES))
+        local = manual_axes()
+        free = {axis: size for axis, size in mesh.shape.items() if axis not in local}
+        table = RESIDUAL_AXES if dims == "BTD" else ACTIVATION_AXES
+        spec = PartitionSpec(*partition(dims, x.shape, table, free))
+        if local and math.prod(free.values()) == 1:
+            return x
+        inside = jax.sharding.get_abstract_mesh() if local else mesh
+        return jax.lax.with_sharding_constraint(x, NamedSharding(inside, spec))
 
     return constrain
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """Return the mesh axes that the batch is sharded over."""
-    return tuple(axis for axis in ACTIVATION_AXES["B"] if axis in mesh.shape)
+    """Return the mesh axes whose devices hold different rows."""
+    return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Return into how many parts the mesh divides the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def place_batch(

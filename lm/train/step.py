@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from lm.axes import optimizer_axes, parameter_axes
 from lm.config import Config
 from lm.errors import ConfigError
 from lm.kernels.linear import in_compute_type
@@ -145,13 +146,16 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     shapes = jax.eval_shape(make_state)
+    table, optimizer_table = parameter_axes(config.parallel.zero), optimizer_axes(config.parallel.zero)
     shardings = TrainState(
         step=replicated(mesh),
-        params=parameter_shardings(mesh, shapes.params),
-        frozen=parameter_shardings(mesh, shapes.frozen),
-        opt_state=optimizer_shardings(mesh, shapes.opt_state),
+        params=parameter_shardings(mesh, shapes.params, table),
+        frozen=parameter_shardings(mesh, shapes.frozen, table),
+        opt_state=optimizer_shardings(mesh, shapes.opt_state, optimizer_table),
         extra={
-            name: parameter_shardings(mesh, part) if name == "ema" else jax.tree.map(lambda _: replicated(mesh), part)
+            name: parameter_shardings(mesh, part, optimizer_table)
+            if name == "ema"
+            else jax.tree.map(lambda _: replicated(mesh), part)
             for name, part in shapes.extra.items()
         },
     )

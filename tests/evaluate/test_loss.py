@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm.axes import SHARDED_AXES
 from lm.data.shards import Shard
 from lm.data.windows import EvalBatches
 from lm.evaluate import LossEvaluator
@@ -24,7 +25,7 @@ def evaluator_on(devices: int, **overrides):
     mesh, config = mesh_of(devices, 1), small_config(devices=devices, **overrides)
     model = Transformer(config.model, config.precision, constrain=make_constrain(mesh))
     params = jax.jit(model.init)(jax.random.key(1))
-    params = jax.device_put(params, parameter_shardings(mesh, params))
+    params = jax.device_put(params, parameter_shardings(mesh, params, SHARDED_AXES))
     return LossEvaluator(model, mesh, make_cross_entropy(mesh)), model, params
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from lm.axes import SHARDED_AXES
 from lm.checkpoint.store import Checkpoints
 from lm.config import apply_overrides, default
 from lm.errors import ConfigError
@@ -153,7 +154,10 @@ def test_states_shard_over_fsdp_and_a_sharded_update_equals_the_single_devices(r
     start = parameters()
     optimizer = build_optimizer(config, hyperparameters(config.optimizer, 0))
     state = optimizer.init(start)
-    by_parameter, by_state = parameter_shardings(mesh, start), optimizer_shardings(mesh, state)
+    by_parameter, by_state = (
+        parameter_shardings(mesh, start, SHARDED_AXES),
+        optimizer_shardings(mesh, state, SHARDED_AXES),
+    )
     start, state = jax.device_put(start, by_parameter), jax.device_put(state, by_state)
 
     def step(params, state, grads, hparams):
@@ -263,7 +267,7 @@ def test_every_state_survives_a_checkpoint_on_another_mesh(rule, tmp_path):
     target = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         state,
-        optimizer_shardings(mesh_of_four(), state),
+        optimizer_shardings(mesh_of_four(), state, SHARDED_AXES),
     )
     restored = checkpoints.restore({"opt_state": target}).items["opt_state"]
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -289,7 +293,7 @@ def test_soaps_moments_and_squares_are_sharded_over_fsdp():
     mesh = mesh_of_four()
     config = small_config(name="soap")
     state = build_optimizer(config, hyperparameters(config.optimizer, 0)).init(parameters())
-    specs = flatten(jax.tree.map(lambda s: s.spec, optimizer_shardings(mesh, state)))
+    specs = flatten(jax.tree.map(lambda s: s.spec, optimizer_shardings(mesh, state, SHARDED_AXES)))
     prefix = "1/inner_states/soap/inner_state"
     assert specs[f"{prefix}/mu/layers/mlp/up/kernel"] == PartitionSpec(None, ("fsdp",), None)
     assert specs[f"{prefix}/left/layers/mlp/up/kernel"] == PartitionSpec(None, ("fsdp",), None)

@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.axes import PARAMETER_AXES, partition
+from lm.axes import SHARDED_AXES, partition
 from lm.parallel.mesh import named_sharding, optimizer_shardings, parameter_shardings, place_batch
 from lm.tree import map_with_path
 from tests.train.common import built_step, fake_batch, mesh_of, run_steps, scalars, small_config
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
-    assert partition("LDF", (2, 64, 96), PARAMETER_AXES, {"data": 2, "fsdp": 4}) == (None, ("fsdp",), None)
-    assert partition("LDF", (2, 63, 96), PARAMETER_AXES, {"data": 2, "fsdp": 4}) == (None, None, None)
+    assert partition("LDF", (2, 64, 96), SHARDED_AXES, {"data": 2, "fsdp": 4}) == (None, ("fsdp",), None)
+    assert partition("LDF", (2, 63, 96), SHARDED_AXES, {"data": 2, "fsdp": 4}) == (None, None, None)
     assert partition("BT", (8, 5), {"B": ("data", "fsdp")}, {"data": 2, "fsdp": 4}) == (("data", "fsdp"), None)
     assert partition("BT", (2, 5), {"B": ("data", "fsdp")}, {"data": 2, "fsdp": 4}) == (("data",), None)
-    assert partition("DD", (8, 8), PARAMETER_AXES, {"fsdp": 4}) == (("fsdp",), None), "an axis shards one dimension"
+    assert partition("DD", (8, 8), SHARDED_AXES, {"fsdp": 4}) == (("fsdp",), None), "an axis shards one dimension"
 
 
 def test_parameters_and_their_optimizer_state_are_sharded_alike():
     built = built_step(small_config(fsdp=4, devices=8))
     mesh = built.mesh
-    params = parameter_shardings(mesh, built.state.params)
+    params = parameter_shardings(mesh, built.state.params, SHARDED_AXES)
     assert params["layers"]["mlp"]["up"]["kernel"].spec == PartitionSpec(None, ("fsdp",), None)
-    state = optimizer_shardings(mesh, built.state.opt_state)
+    state = optimizer_shardings(mesh, built.state.opt_state, SHARDED_AXES)
     mirrored = {}
     map_with_path(lambda path, sharding: mirrored.__setitem__(path, sharding.spec), state)
     momenta = [spec for path, spec in mirrored.items() if path.endswith("layers/mlp/up/kernel")]

@@ -126,8 +126,10 @@ def partition(
       mesh: mesh axis -> size.
 
     An axis is used where it still divides the dimension and no earlier letter of the table (of equal letters, no
-    earlier dimension) uses it.
+    earlier dimension) uses it. The width of a vector (norms, biases) is not sharded: it is a collective for nothing.
     """
+    if dims.removeprefix("L") == "D":
+        table = {letter: axes for letter, axes in table.items() if letter != "D"}
     used: set[str] = set()
     spec: list[tuple[str, ...] | None] = [None] * len(dims)
     order = list(table)

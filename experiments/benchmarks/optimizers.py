@@ -84,9 +84,9 @@ class Race:
         self._mesh = make_mesh(config.parallel)
         self._scalars_sharding = replicated(self._mesh)
         self._built: dict[str, tuple] = {}
-        model = self._step("adamw")[0].model
-        self._init_params = jax.jit(lambda key: model.init(key))
-        self._evaluate = LossEvaluator(model, self._mesh, self._step("adamw")[0].cross_entropy)
+        built = self._step("adamw")[0]
+        self._init_params = jax.jit(lambda key: built.model.init(key))
+        self._evaluate = LossEvaluator(built.model, built.zero, built.cross_entropy)
         validation = {"sequence_length": config.data.sequence_length, "batch_size": config.data.batch_size}
         self._curve, self._whole = (
             EvalBatches.of_split(self._dataset, "validation", max_tokens=tokens, **validation)

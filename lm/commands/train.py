@@ -246,7 +246,7 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) 
     hooks = []
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
-        evaluator = LossEvaluator(built.model, built.mesh, built.cross_entropy)
+        evaluator = LossEvaluator(built.model, built.zero, built.cross_entropy)
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
             figures = evaluator(params, validation)

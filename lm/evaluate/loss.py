@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import PartitionSpec
 
 from lm.kernels.linear import in_compute_type
 from lm.objectives import next_token
 from lm.parallel.mesh import place_batch, replicated
+from lm.parallel.zero import Zero
 
 
 class LossEvaluator:
@@ -18,18 +19,23 @@ class LossEvaluator:
 
     Args:
       model: a `Transformer`.
-      mesh: the batch is sharded over it; the batch size must be a multiple of its batch shards.
+      zero: how its parameters lie on the mesh; the batch size must be a multiple of the mesh's batch shards.
       cross_entropy: sharded for the mesh (`lm.parallel.loss.make_cross_entropy`).
     """
 
-    def __init__(self, model, mesh: Mesh, cross_entropy: Callable):
-        self._mesh = mesh
+    def __init__(self, model, zero: Zero, cross_entropy: Callable):
+        self._mesh, local_model = zero.mesh, zero.model(model)
 
-        def sums(params, batch):
+        def local_sums(params, batch):
             batch = {name: a[0] for name, a in batch.items()}
-            return next_token(model, params, batch, cross_entropy=cross_entropy, grad_scale=1.0, dropout_key=None)[1]
+            params = zero.gather_outside_layers(params)
+            _, sums = next_token(
+                local_model, params, batch, cross_entropy=cross_entropy, grad_scale=1.0, dropout_key=None
+            )
+            return zero.sum(sums)
 
-        self._sums = jax.jit(in_compute_type(sums, model.precision.compute), out_shardings=replicated(mesh))
+        sums = zero.local(local_sums, (zero.parameter_specs, zero.micro_batches), PartitionSpec())
+        self._sums = jax.jit(in_compute_type(sums, model.precision.compute), out_shardings=replicated(self._mesh))
 
     def __call__(
         self,

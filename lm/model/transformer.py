@@ -31,14 +31,19 @@ class Hidden(NamedTuple):
 
     x_BTD: jax.Array  # final hidden states, normed
     cache: Cache | None
-    aux: dict[str, jax.Array]  # scalars of the blocks, summed over the layers (see `Block`)
+    aux: dict[str, jax.Array]  # `[M]`: the blocks' scalars (see `Block`), summed over the layers, per micro-batch
+
+
+def scan_layers(body: Callable, x_BTD: jax.Array, params: Params, xs: Any, side: Any, *, unroll: int):
+    """Return `(x, ys)` of `x, y = body(x, params, xs, side)` in a loop over the leading axis of params and xs."""
+    return jax.lax.scan(lambda x, own: body(x, *own, side), x_BTD, (params, xs), unroll=unroll)
 
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
     """A decoder-only transformer as pure functions of a parameter dict.
 
-    `attention`, `experts` and `constrain` are injected by `lm/parallel/`; the defaults run on one device.
+    What follows `precision` is injected by `lm/parallel/`; the defaults run on one device.
     """
 
     config: ModelConfig
@@ -46,6 +51,8 @@ class Transformer:
     attention: Callable = default_attention
     experts: Callable = default_experts
     constrain: Callable = lambda x, letters: x
+    scan: Callable = scan_layers
+    pipeline: Callable | None = None  # None: all layers are here
 
     @property
     def dtype(self):
@@ -121,9 +128,14 @@ class Transformer:
                 cache["segment_ids_BS"], segment_ids_BT, cache["length"], 1
             )
             cache = {**cache, "segment_ids_BS": segments_BS}
-        x_BTD, layer_cache, aux = self._blocks(
-            params["layers"], x_BTD, tokens_BT, positions_BT, segment_ids_BT, cache, dropout_key
-        )
+        side = {"tokens_BT": tokens_BT, "positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
+        blocks = functools.partial(self._blocks, dropout_key=dropout_key)
+        layer_cache = None
+        if cache is None and self.pipeline is not None:
+            x_BTD, aux = self.pipeline(lambda *args: blocks(*args)[::2], params["layers"], x_BTD, side)
+        else:
+            x_BTD, layer_cache, aux = blocks(params["layers"], x_BTD, side, 0, cache=cache)
+            aux = {name: value[None] for name, value in aux.items()}
         x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
         if self.config.mup_base_width:
             x_BTD = x_BTD * jnp.asarray(self.config.mup_base_width / self.config.d_model, x_BTD.dtype)
@@ -144,20 +156,23 @@ class Transformer:
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
         return self.constrain(x_BTD, "BTD")
 
-    def _blocks(self, params, x_BTD, tokens_BT, positions_BT, segment_ids_BT, cache, dropout_key):
-        """Return x after all layers, their caches stacked on L, and what they report, summed."""
+    def _blocks(self, params, x_BTD, side, first_layer, *, dropout_key, cache=None):
+        """Return x after the layers that are stacked in `params`, their caches stacked on L, and what they report, summed.
+
+        `first_layer` is the number of the first of them, a multiple of the period.
+        """
         config, period, block = self.config, self.config.period, self._block
         kinds = {(config.per_layer("rope_base", i), config.per_layer("rope_factor", i)) for i in range(period)}
-        ropes = {kind: rope_table(config, positions_BT, *kind) for kind in kinds}
+        side = side | {"ropes": {kind: rope_table(config, side["positions_BT"], *kind) for kind in sorted(kinds)}}
 
-        def layer(number, x_BTD, layers, own_cache, rngs):
+        def layer(number, x_BTD, layers, side, own_cache, rngs):
             return block.apply(
                 # Sliced here, inside the remat unit: a slice that is kept for the backward pass is a copy.
                 {"params": _layer(layers, number) if period > 1 else layers},
                 x_BTD,
-                tokens_BT=tokens_BT,
-                segment_ids_BT=segment_ids_BT,
-                rope=ropes[config.per_layer("rope_base", number), config.per_layer("rope_factor", number)],
+                tokens_BT=side["tokens_BT"],
+                segment_ids_BT=side["segment_ids_BT"],
+                rope=side["ropes"][config.per_layer("rope_base", number), config.per_layer("rope_factor", number)],
                 window=config.per_layer("window", number),
                 cache=own_cache,
                 deterministic=dropout_key is None,
@@ -166,9 +181,9 @@ class Transformer:
 
         layer = rematerialized(layer, config.remat, sliced=period > 1)
 
-        def group(count, x_BTD, xs):
+        def group(count, x_BTD, layers, xs, side):
             """Apply `count` layers, from a multiple of the period on."""
-            layers, caches, first = xs
+            caches, first = xs
             out = []
             for i in range(count):
                 own_cache = None
@@ -176,24 +191,28 @@ class Transformer:
                     shared = {"length": cache["length"], "segment_ids_BS": cache["segment_ids_BS"]}
                     own_cache = (_layer(caches, i) if period > 1 else caches) | shared
                 rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, first + i)}
-                x_BTD, *updated = layer(i, x_BTD, layers, own_cache, rngs)
+                x_BTD, *updated = layer(i, x_BTD, layers, side, own_cache, rngs)
                 out.append(updated)
             return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *out)
 
         # Whole periods in a scan, then the layers that are left over (26 layers in a pattern of 6).
-        rest = config.num_layers % period
-        whole = config.num_layers - rest
+        num_layers = jax.tree.leaves(params)[0].shape[0]
+        rest = num_layers % period
+        whole = num_layers - rest
         layers, updates = (params, None if cache is None else cache["layers"]), []
+        scan = scan_layers if cache is not None else self.scan
         if whole:
             grouped = jax.tree.map(lambda a: a[:whole], layers) if rest else layers
             grouped = tuple(stacked(part, period) for part in grouped) if period > 1 else grouped
-            xs = (*grouped, jnp.arange(0, whole, period))
+            xs = (grouped[1], first_layer + jnp.arange(0, whole, period))
             unroll = min(config.scan_unroll, whole // period)
-            x_BTD, update = jax.lax.scan(functools.partial(group, period), x_BTD, xs, unroll=unroll)
+            x_BTD, update = scan(functools.partial(group, period), x_BTD, grouped[0], xs, side, unroll=unroll)
             updates.append(jax.tree.map(lambda a: a.reshape((whole, *a.shape[2:])), update))
         if rest:
-            x_BTD, update = group(rest, x_BTD, (*jax.tree.map(lambda a: a[whole:], layers), whole))
-            updates.append(update)
+            grouped = tuple(stacked(jax.tree.map(lambda a: a[whole:], part), rest) for part in layers)
+            xs = (grouped[1], first_layer + jnp.full(1, whole))
+            x_BTD, update = scan(functools.partial(group, rest), x_BTD, grouped[0], xs, side, unroll=1)
+            updates.append(jax.tree.map(lambda a: a.reshape((rest, *a.shape[2:])), update))
         layer_cache, aux = jax.tree.map(lambda *a: jnp.concatenate(a), *updates) if updates[1:] else updates[0]
         return x_BTD, layer_cache, {name: jnp.sum(value_L) for name, value_L in aux.items()}
 

@@ -52,8 +52,10 @@ def next_token(
     }
     if z_loss:
         sums["z_loss"] = z_loss * jnp.sum(log_z_BT**2 * weights_BT)
-    for name, value in hidden.aux.items():
+    for name, value_M in hidden.aux.items():  # of M micro-batches in a pipeline, else of one
+        tokens_M = jnp.sum(weights_BT.reshape(len(value_M), -1), axis=1)
+        total = jnp.sum(value_M if name.endswith("_tokens") else value_M * tokens_M)
         if name.endswith("_loss"):
-            loss = loss + grad_scale * tokens * getattr(model.config, name) * value
-        sums[name] = value if name.endswith("_tokens") else value * tokens
+            loss = loss + grad_scale * getattr(model.config, name) * total
+        sums[name] = total
     return loss, sums

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from lm.axes import optimizer_axes, parameter_axes
 from lm.config import Config
@@ -23,6 +23,7 @@ from lm.parallel.attention import make_attention, of_whole_rows
 from lm.parallel.experts import make_experts
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
+from lm.parallel.zero import Zero
 from lm.train import ema, loss_scale, rounding
 
 _ROUNDING = 2**32 - 1  # folded into the step's key; micro-batches fold in their numbers
@@ -50,9 +51,11 @@ class BuiltStep:
 
     model: Transformer
     mesh: Mesh
+    zero: Zero
     state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
     init: Callable[..., TrainState]  # jitted: each shard is made on its own device; takes parameters to start from
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
+    gradients: Callable  # (params, frozen, batch, grad_scale, key) -> (gradients, the objective's sums); not jitted
     cross_entropy: Callable  # sharded as the mesh asks
 
     def evaluation_params(self, state: TrainState) -> Any:
@@ -73,10 +76,10 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     equals one large batch. `hparams` is `lm.optim.hyperparameters(...)` as device scalars.
     """
     model = build_model(config, mesh)
-    # Evaluation and generation have rows of their own; these are the loader's.
-    training_model = (
-        model if config.data.document_mask else dataclasses.replace(model, attention=of_whole_rows(model.attention))
-    )
+    zero = Zero(mesh, config.parallel.zero, jax.eval_shape(model.init, jax.random.key(0)), config.precision.compute)
+    training_model = zero.model(model)
+    if not config.data.document_mask:  # the loader's rows; evaluation and generation have their own
+        training_model = dataclasses.replace(training_model, attention=of_whole_rows(model.attention))
     cross_entropy = make_cross_entropy(mesh)
     objective = _objective(config)
     precision, ema_decay = config.precision, config.optimizer.ema_decay
@@ -89,6 +92,35 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         extra |= {"loss_scale": loss_scale.initial(precision)} if is_scaled else {}
         return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), extra)
 
+    def gradients(params, frozen, batch, grad_scale, step_key):
+        """Return the gradients of the whole batch and the objective's sums; in the region local to the rows."""
+
+        def loss_fn(params, micro_batch, dropout_key):
+            return objective(
+                training_model,
+                zero.gather_outside_layers({**frozen, **params}),
+                micro_batch,
+                cross_entropy=cross_entropy,
+                grad_scale=grad_scale,
+                dropout_key=dropout_key if config.model.dropout else None,
+            )
+
+        def of_micro_batch(number, micro_batch):
+            key = zero.row_key(jax.random.fold_in(step_key, number))
+            grads, sums = jax.grad(loss_fn, has_aux=True)(params, micro_batch, key)
+            return zero.reduce_micro_batch(_f32(grads)), sums
+
+        def accumulate(total, xs):
+            return jax.tree.map(jnp.add, total, of_micro_batch(*xs)), None
+
+        if config.parallel.stage > 1:  # all micro-batches in one call: they flow through the pipeline
+            grads, sums = of_micro_batch(0, jax.tree.map(lambda a: a.reshape(-1, a.shape[2]), batch))
+        else:
+            first = of_micro_batch(0, jax.tree.map(lambda a: a[0], batch))
+            rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
+            (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
+        return zero.reduce(grads), zero.sum(sums)
+
     def train_step(state: TrainState, batch, hparams):
         tokens = jnp.sum(batch["weights_BT"])
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -98,35 +130,17 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         if is_scaled:  # before anything is rounded to fp16: the cross-entropy makes its gradient in the forward pass
             grad_scale = grad_scale * state.extra["loss_scale"]["scale"]
 
-        def loss_fn(params, micro_batch, dropout_key):
-            return objective(
-                training_model,
-                {**state.frozen, **params},
-                micro_batch,
-                cross_entropy=cross_entropy,
-                grad_scale=grad_scale,
-                dropout_key=dropout_key if config.model.dropout else None,
-            )
-
-        def gradients(number, micro_batch):
-            key = jax.random.fold_in(step_key, number)
-            grads, sums = jax.grad(loss_fn, has_aux=True)(training_params, micro_batch, key)
-            return _f32(grads), sums
-
-        def accumulate(total, xs):
-            return jax.tree.map(jnp.add, total, gradients(*xs)), None
-
-        first = gradients(0, jax.tree.map(lambda a: a[0], batch))
-        rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
-        (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
+        grads, sums = all_gradients(training_params, state.frozen, batch, grad_scale, step_key)
         if is_scaled:
             grads = jax.tree.map(lambda g: g / state.extra["loss_scale"]["scale"], grads)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, _f32(state.params))
+        # Updated where the optimizer's state is; at stages 1 and 2 the new parameters are gathered.
+        params = as_optimizer(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, _f32(params))
         if precision.stochastic_rounding:
-            params = rounding.apply_updates(state.params, updates, jax.random.fold_in(step_key, _ROUNDING))
+            params = rounding.apply_updates(params, updates, jax.random.fold_in(step_key, _ROUNDING))
         else:
-            params = optax.apply_updates(state.params, updates)
+            params = optax.apply_updates(params, updates)
         extra = dict(state.extra)
         if ema_decay is not None:
             extra["ema"] = ema.updated(state.extra["ema"], params, ema_decay, state.step)
@@ -146,7 +160,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     shapes = jax.eval_shape(make_state)
-    table, optimizer_table = parameter_axes(config.parallel.zero), optimizer_axes(config.parallel.zero)
+    table, optimizer_table = parameter_axes(zero.stage), optimizer_axes(zero.stage)
     shardings = TrainState(
         step=replicated(mesh),
         params=parameter_shardings(mesh, shapes.params, table),
@@ -159,9 +173,27 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             for name, part in shapes.extra.items()
         },
     )
+    in_specs = (
+        zero.parameter_specs,
+        jax.tree.map(lambda sharding: sharding.spec, shardings.frozen),
+        zero.micro_batches,
+        PartitionSpec(),
+        PartitionSpec(),
+    )
+
+    all_gradients = zero.local(gradients, in_specs, (zero.gradient_specs, PartitionSpec()))
+
+    def as_optimizer(params):
+        if mesh.size == 1:
+            return params
+        laid = parameter_shardings(mesh, params, optimizer_table)
+        return jax.tree.map(jax.lax.with_sharding_constraint, params, laid)
+
     return BuiltStep(
         model=model,
         mesh=mesh,
+        zero=zero,
+        gradients=all_gradients,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
         init=jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh)),
         step=jax.jit(

@@ -14,6 +14,7 @@ from lm.evaluate.loss import summarize
 from lm.model import Transformer
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, parameter_shardings
+from lm.parallel.zero import Zero
 from tests.train.common import mesh_of, small_config
 
 LENGTH = 8
@@ -26,7 +27,11 @@ def evaluator_on(devices: int, **overrides):
     model = Transformer(config.model, config.precision, constrain=make_constrain(mesh))
     params = jax.jit(model.init)(jax.random.key(1))
     params = jax.device_put(params, parameter_shardings(mesh, params, SHARDED_AXES))
-    return LossEvaluator(model, mesh, make_cross_entropy(mesh)), model, params
+    return (
+        LossEvaluator(model, Zero(mesh, 3, params, config.precision.compute), make_cross_entropy(mesh)),
+        model,
+        params,
+    )
 
 
 def batches(stride: int) -> EvalBatches:

@@ -1,11 +1,13 @@
 """A small training step and batches for the tests of training."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm.axes import MESH_AXES
 from lm.config import Config, apply_overrides, default
 from lm.optim import hyperparameters
 from lm.parallel.mesh import make_mesh, place_batch, replicated
@@ -37,7 +39,7 @@ def mesh_of(devices: int, fsdp: int) -> Mesh:
 
 @functools.cache
 def built_step(config: Config) -> BuiltStep:
-    devices = config.parallel.data * config.parallel.fsdp
+    devices = math.prod(getattr(config.parallel, axis) for axis in MESH_AXES)
     return build_step(config, make_mesh(config.parallel, jax.devices()[:devices]))
 
 

@@ -20,7 +20,7 @@ class Attention(nn.Module):
     config: ModelConfig
     precision: PrecisionConfig
     attention: Callable  # of the signature of lm.kernels.flash_attention, which names `attention_out`
-    constrain: Callable
+    lookup: Callable  # of the signature of lm.kernels.lookup.lookup
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache):
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         v_BTKH = project("value", "BTD,DKH->BTKH")
         if config.value_embeddings:
             shape = (config.vocab_size, config.num_kv_heads, config.head_dim)
-            table = Embedding(shape, "VKH", config.embedding_std, self.precision, self.constrain, name="value_embed")
+            table = Embedding(shape, "VKH", config.embedding_std, self.precision, self.lookup, name="value_embed")
             v_BTKH = v_BTKH + table(tokens_BT)
         if config.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023
             q_BTNH = Norm(config, self.precision, "rmsnorm", name="query_norm")(q_BTNH)
@@ -93,6 +93,8 @@ class Block(nn.Module):
     attention: Callable
     experts: Callable
     constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
+    lookup: Callable  # of the signature of lm.kernels.lookup.lookup
+    sum_over_batch: Callable  # of a tree of sums over the rows here, those over all rows of the micro-batch
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache, deterministic):
@@ -105,7 +107,7 @@ class Block(nn.Module):
         config, aux = self.config, {}
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         x_BTD = checkpoint_name(x_BTD, "block_input")
-        attention = Attention(config, self.precision, self.attention, self.constrain, name="attention")
+        attention = Attention(config, self.precision, self.attention, self.lookup, name="attention")
         out_BTD, cache = attention(
             checkpoint_name(self._norm("attention_norm", x_BTD, "pre"), "attention_norm"),
             tokens_BT=tokens_BT,
@@ -119,7 +121,8 @@ class Block(nn.Module):
 
         in_BTD = checkpoint_name(self._norm("mlp_norm", x_BTD, "pre"), "mlp_norm")
         if config.num_experts:
-            out_BTD, aux = Experts(config, self.precision, self.experts, name="experts")(in_BTD, segment_ids_BT)
+            mixture = Experts(config, self.precision, self.experts, self.sum_over_batch, name="experts")
+            out_BTD, aux = mixture(in_BTD, segment_ids_BT)
         else:
             out_BTD = FeedForward(config, self.precision, name="mlp")(in_BTD)
         out_BTD = self._norm("mlp_post_norm", out_BTD, "post")

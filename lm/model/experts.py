@@ -24,6 +24,9 @@ class Kernels(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        # With expert parallelism this is a device's part of E, which `param` would refuse for its shape.
+        if self.has_variable("params", "kernel"):
+            return self.get_variable("params", "kernel")
         size = sizes(self.config)
         init = kernel_init(self.config, self.letters.removeprefix("E"), residual=self.residual)
         return self.param("kernel", init, tuple(size[c] for c in self.letters), self.precision.parameters)
@@ -38,18 +41,20 @@ class Experts(nn.Module):
       router_z_loss: mean of log(sum(exp(logits)))^2 (Zoph et al. 2022).
       expert_load: the busiest expert's share of the choices over the even share.
       routed_tokens, dropped_tokens: (token, expert) pairs computed, and passed by for lack of capacity.
-    Losses and load are means over the layers, so each layer gives its part / L.
+    Losses and load are means over the layers, so each layer gives its part / L, and over the whole micro-batch,
+    so every device has the same ones; tokens are counted of the rows here.
     """
 
     config: ModelConfig
     precision: PrecisionConfig
     experts: Callable  # of the signature of lm.kernels.experts.experts
+    sum_over_batch: Callable  # of a tree of sums over the rows here, those over all rows of the micro-batch
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, segment_ids_BT: jax.Array) -> tuple[jax.Array, Aux]:
         config, E = self.config, self.config.num_experts
         # Routing in f32: rounded logits would send tokens elsewhere (Fedus et al. 2022, "selective precision").
-        router = Linear(config, "BTD,DE->BTE", self.precision, name="router")
+        router = Linear(config, "BTD,DR->BTR", self.precision, name="router")
         logits_BTE = router(x_BTD.astype(jnp.float32))
         probabilities_BTE = jax.nn.softmax(logits_BTE)
         top_BTk, ids_BTk = jax.lax.top_k(probabilities_BTE, config.experts_per_token)
@@ -71,16 +76,23 @@ class Experts(nn.Module):
         )
 
         weight_BT1 = counts_BT[:, :, None].astype(jnp.float32)
-        tokens = jnp.maximum(jnp.sum(weight_BT1), 1)
+        own_tokens = jnp.sum(weight_BT1)
         chosen_BTE = jnp.sum(jax.nn.one_hot(ids_BTk, E), axis=2) / config.experts_per_token
-        share_E = jnp.sum(chosen_BTE * weight_BT1, (0, 1)) / tokens
-        mean_E = jnp.sum(probabilities_BTE * weight_BT1, (0, 1)) / tokens
         z_BT = jax.nn.logsumexp(logits_BTE, -1)
+        sums = {
+            "tokens": own_tokens,
+            "chosen": jnp.sum(chosen_BTE * weight_BT1, (0, 1)),
+            "probability": jnp.sum(probabilities_BTE * weight_BT1, (0, 1)),
+            "z": jnp.sum(z_BT**2 * weight_BT1[..., 0]),
+        }
+        sums = self.sum_over_batch(sums)
+        tokens = jnp.maximum(sums["tokens"], 1)
+        share_E, mean_E = sums["chosen"] / tokens, sums["probability"] / tokens
         routed = jnp.sum(taken_E).astype(jnp.float32)
         return y_BTD, {
             "router_balance_loss": E * jnp.sum(share_E * mean_E) / config.num_layers,
-            "router_z_loss": jnp.sum(z_BT**2 * weight_BT1[..., 0]) / tokens / config.num_layers,
+            "router_z_loss": sums["z"] / tokens / config.num_layers,
             "expert_load": E * jnp.max(share_E) / config.num_layers,
             "routed_tokens": routed,
-            "dropped_tokens": jnp.sum(weight_BT1) * config.experts_per_token - routed,
+            "dropped_tokens": own_tokens * config.experts_per_token - routed,
         }

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.linear import linear
-from lm.kernels.lookup import lookup
 from lm.kernels.norm import norm
 from lm.model.initializers import kernel_init, normal, sizes
 
@@ -28,7 +27,7 @@ class Linear(nn.Module):
         _, letters = inputs.split(",")
         init = kernel_init(self.config, letters, residual=self.residual)
         kernel = self.param("kernel", init, tuple(size[c] for c in letters), self.precision.parameters)
-        out = linear(x, kernel, self.spec, matmul="default" if letters in ("DV", "DE") else self.precision.matmul)
+        out = linear(x, kernel, self.spec, matmul="default" if letters in ("DV", "DR") else self.precision.matmul)
         if self.name in self.config.bias:
             shape = tuple(size[c] for c in output if c in letters)
             bias = self.param("bias", nn.initializers.zeros, shape, self.precision.parameters)
@@ -65,15 +64,12 @@ class Embedding(nn.Module):
     letters: str  # of the shape
     std: float
     precision: PrecisionConfig
-    constrain: Callable
+    lookup: Callable  # of the signature of lm.kernels.lookup.lookup
 
     @nn.compact
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         table = self.param("embedding", normal(self.std), self.shape, self.precision.parameters)
-        # Gathered whole before the lookup: from a table sharded over D the compiler would make a
-        # D-sharded activation and then have to turn it into a batch-sharded one.
-        gather = lambda table: self.constrain(table, self.letters)  # noqa: E731
-        return lookup(table, ids_BT, jnp.dtype(self.precision.compute), gather)
+        return self.lookup(table, ids_BT, jnp.dtype(self.precision.compute), self.letters)
 
 
 def stacked(params: Mapping, group: int) -> Mapping:

@@ -17,6 +17,7 @@ from lm.config import ModelConfig, PrecisionConfig
 from lm.extensions import load_extension
 from lm.kernels.experts import experts as default_experts
 from lm.kernels.flash_attention import flash_attention as default_attention
+from lm.kernels.lookup import lookup as default_lookup
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, stacked
 from lm.model.remat import rematerialized
@@ -38,7 +39,8 @@ class Hidden(NamedTuple):
 class Transformer:
     """A decoder-only transformer as pure functions of a parameter dict.
 
-    `attention`, `experts` and `constrain` are injected by `lm/parallel/`; the defaults run on one device.
+    `attention`, `experts`, `constrain`, `lookup` and `sum_over_batch` are injected by `lm/parallel/`; the defaults
+    run on one device.
     """
 
     config: ModelConfig
@@ -46,6 +48,8 @@ class Transformer:
     attention: Callable = default_attention
     experts: Callable = default_experts
     constrain: Callable = lambda x, letters: x
+    lookup: Callable = default_lookup
+    sum_over_batch: Callable = lambda x: x
 
     @property
     def dtype(self):
@@ -55,11 +59,13 @@ class Transformer:
     @property
     def _block(self):
         kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
-        return kind(self.config, self.precision, self.attention, self.experts, self.constrain)
+        injected = (self.attention, self.experts, self.constrain, self.lookup, self.sum_over_batch)
+        return kind(self.config, self.precision, *injected)
 
-    def _embedding(self, rows: int) -> Embedding:
+    def _embedding(self, letters: str) -> Embedding:
         config = self.config
-        return Embedding((rows, config.d_model), "VD", config.embedding_std, self.precision, self.constrain)
+        rows = {"VD": config.vocab_size, "PD": config.max_positions}[letters]
+        return Embedding((rows, config.d_model), letters, config.embedding_std, self.precision, self.lookup)
 
     @property
     def _final_norm(self) -> Norm:
@@ -78,13 +84,16 @@ class Transformer:
         call = {"tokens_BT": ids_BT, "segment_ids_BT": ids_BT, "rope": None, "window": None}
         call |= {"cache": None, "deterministic": True}
         init = lambda module, key, *args, **kwargs: module.init(key, *args, **kwargs)["params"]  # noqa: E731
-        params: Params = {"embed": {"tokens": init(self._embedding(config.vocab_size), embed_key, ids_BT)}}
+        params: Params = {"embed": {"tokens": init(self._embedding("VD"), embed_key, ids_BT)}}
         if config.positions == "learned":
-            params["embed"]["positions"] = init(self._embedding(config.max_positions), position_key, ids_BT)
+            params["embed"]["positions"] = init(self._embedding("PD"), position_key, ids_BT)
         layer_keys = jax.random.split(layer_key, config.num_layers)
         # Parameters depend on shapes alone: what may be a kernel or a region of a mesh does not run under `vmap`.
         passing = dataclasses.replace(
-            self, attention=lambda q_BTNH, *_, **__: q_BTNH, experts=lambda x_BTD, *_, **__: (x_BTD, jnp.zeros(()))
+            self,
+            attention=lambda q_BTNH, *_, **__: q_BTNH,
+            experts=lambda x_BTD, *_, **__: (x_BTD, jnp.zeros(())),
+            lookup=default_lookup,
         )
         params["layers"] = jax.vmap(lambda key: init(passing._block, key, x_BTD, **call))(layer_keys)
         params["final_norm"] = init(self._final_norm, norm_key, x_BTD)
@@ -133,11 +142,11 @@ class Transformer:
 
     def _embed(self, params, tokens_BT, positions_BT, dropout_key):
         config = self.config
-        x_BTD = self._embedding(config.vocab_size).apply({"params": params["tokens"]}, tokens_BT)
+        x_BTD = self._embedding("VD").apply({"params": params["tokens"]}, tokens_BT)
         if config.embedding_scale != 1:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.positions == "learned":
-            x_BTD = x_BTD + self._embedding(config.max_positions).apply({"params": params["positions"]}, positions_BT)
+            x_BTD = x_BTD + self._embedding("PD").apply({"params": params["positions"]}, positions_BT)
         if dropout_key is not None:
             key = jax.random.fold_in(dropout_key, config.num_layers)
             keep = jax.random.bernoulli(key, 1 - config.dropout, x_BTD.shape)

@@ -2,7 +2,7 @@
 
 Dimension letters (the scaling book's): B batch, T query length, S key/value length, D model
 width, F feed-forward width, N query heads, K key/value heads, H head width, V vocabulary,
-L layers (stacked), E experts (stacked), P learned positions. A parameter's letters say how it is initialized (fans), how it is
+L layers (stacked), E experts (stacked), R the router's outputs (one per expert), P learned positions. A parameter's letters say how it is initialized (fans), how it is
 sharded, whether it is decayed, and along which axes Muon orthogonalizes it.
 """
 
@@ -35,7 +35,7 @@ PARAMETERS: Mapping[str, str] = {
     "layers/mlp/gate/bias": "LF",
     "layers/mlp/down/kernel": "LFD",
     "layers/mlp/down/bias": "LD",
-    "layers/experts/router/kernel": "LDE",
+    "layers/experts/router/kernel": "LDR",
     "layers/experts/gate/kernel": "LEDF",
     "layers/experts/up/kernel": "LEDF",
     "layers/experts/down/kernel": "LEFD",
@@ -88,6 +88,8 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
 }
 # The residual stream and the norms on it: tensor parallelism shards the sequence there (Korthikanti et al. 2022).
 RESIDUAL_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "T": ("context", "tensor")}
+# The rows of all micro-batches at once, before and after the pipeline (A B rows: within a batch shard A comes first).
+TOKEN_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "A": (), "B": (*BATCH_AXES, "stage")}
 
 
 def parameter_axes(zero: int) -> Mapping[str, tuple[str, ...]]:
@@ -146,7 +148,7 @@ def partition(
 
 
 # Kernels without their stacking letters -> how many leading dimensions are contracted.
-_INPUTS = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DE": 1, "DV": 1}
+_INPUTS = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DR": 1, "DV": 1}
 
 
 def matrix_axes(dims: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -167,7 +169,7 @@ def matrix_axes(dims: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 def is_matrix(path: str) -> bool:
     """True for kernels inside the blocks (Muon's parameters): not embeddings, head, router, norms or biases."""
     dims = letters(path)
-    return path.startswith("layers/") and dims != "LDE" and matrix_axes(dims) is not None
+    return path.startswith("layers/") and dims != "LDR" and matrix_axes(dims) is not None
 
 
 def is_decayed(path: str) -> bool:

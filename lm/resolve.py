@@ -91,6 +91,8 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
             f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
             f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
         )
+    if model.num_experts and model.num_experts % parallel.expert:
+        raise bad_value("parallel.expert", parallel.expert, f"a divisor of num_experts={model.num_experts}")
     _check_stages(config, optimizer.accumulation_steps * shards)
     eval_rows = config.eval.batch_size
     if eval_rows is not None and eval_rows % shards:

@@ -7,28 +7,51 @@ import jax
 import jax.numpy as jnp
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def lookup(table: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype, gather: Callable) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def lookup(
+    table: jax.Array,
+    ids_BT: jax.Array,
+    dtype: jnp.dtype,
+    letters: str,
+    gather: Callable[[jax.Array, str], jax.Array] = lambda table, letters: table,
+) -> jax.Array:
     """Return `table[ids]` in `dtype`.
 
     Args:
       table: `[V, …]` in the parameter type, sharded or not.
       ids_BT: int32.
       dtype: the compute type.
-      gather: lays the sharding of a whole table over one. It gets the table in the compute type, which
-        halves what is sent and held; gradients are added up in f32 all the same.
+      letters: the table's dimension letters, `VD`.
+      gather: `(table, letters)`: lays the sharding of a whole table over one: from a table sharded over D the
+        compiler would make a D-sharded activation and then have to turn it into a batch-sharded one. It gets the
+        table in the compute type, which halves what is sent and held; gradients are added up in f32 all the same.
     """
-    return jnp.take(gather(table.astype(dtype)), ids_BT, axis=0)
+    return jnp.take(gather(table.astype(dtype), letters), ids_BT, axis=0)
 
 
-def _lookup_fwd(table, ids_BT, dtype, gather):
-    return lookup(table, ids_BT, dtype, gather), (table, ids_BT)
+def _lookup_fwd(table, ids_BT, dtype, letters, gather):
+    return lookup(table, ids_BT, dtype, letters, gather), (table, ids_BT)
 
 
-def _lookup_bwd(dtype, gather, residuals, g):
+def _lookup_bwd(dtype, letters, gather, residuals, g):
     table, ids_BT = residuals
     dtable = jnp.zeros(table.shape, jnp.float32).at[ids_BT].add(g.astype(jnp.float32))
-    return gather(dtable).astype(table.dtype), None
+    return gather(dtable, letters).astype(table.dtype), None
 
 
 lookup.defvjp(_lookup_fwd, _lookup_bwd)
+
+
+def take_part(table: jax.Array, ids_BT: jax.Array, first: jax.Array | int) -> jax.Array:
+    """Return the rows of a table that holds those of `first` onwards; zeros for ids that it doesn't hold."""
+    own_BT = ids_BT - first
+    is_own_BT = (own_BT >= 0) & (own_BT < len(table))
+    rows = jnp.take(table, jnp.clip(own_BT, 0, len(table) - 1), axis=0)
+    return jnp.where(is_own_BT.reshape(ids_BT.shape + (1,) * (table.ndim - 1)), rows, 0)
+
+
+def add_part(g: jax.Array, ids_BT: jax.Array, first: jax.Array | int, num_rows: int) -> jax.Array:
+    """Return the gradient of that table, `[num_rows, …]` in f32, of the gradient of what was taken from it."""
+    own_BT = jnp.where(ids_BT < first, num_rows, ids_BT - first)  # a negative one would count from the end
+    zeros = jnp.zeros((num_rows, *g.shape[ids_BT.ndim :]), jnp.float32)
+    return zeros.at[own_BT].add(g.astype(jnp.float32), mode="drop")

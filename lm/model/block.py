@@ -1,6 +1,6 @@
 """One transformer block: attention and feed-forward (GPT-2, Llama, Qwen, Gemma, Mixtral and between)."""
 
-from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from lm.kernels.activations import GATED, activate
 from lm.kernels.named import name_heads
 from lm.model.experts import Experts
 from lm.model.layers import Embedding, Linear, Norm
+from lm.model.layout import Layout
 from lm.model.rope import apply_rope
 
 
@@ -19,19 +20,19 @@ class Attention(nn.Module):
 
     config: ModelConfig
     precision: PrecisionConfig
-    attention: Callable  # of the signature of lm.kernels.flash_attention, which names `attention_out`
-    constrain: Callable
+    layout: Layout
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache):
-        config = self.config
+        config, layout = self.config, self.layout
+        leave = functools.partial(layout.leave, length=x_BTD.shape[1])
+        x_BTD = layout.enter(x_BTD, tokens_BT.shape[1])
         project = lambda name, spec: Linear(config, spec, self.precision, name=name)(x_BTD)  # noqa: E731
         q_BTNH = project("query", "BTD,DNH->BTNH")
         k_BTKH = project("key", "BTD,DKH->BTKH")
         v_BTKH = project("value", "BTD,DKH->BTKH")
         if config.value_embeddings:
-            shape = (config.vocab_size, config.num_kv_heads, config.head_dim)
-            table = Embedding(shape, "VKH", config.embedding_std, self.precision, self.constrain, name="value_embed")
+            table = Embedding(config, "VKH", self.precision, layout, name="value_embed")
             v_BTKH = v_BTKH + table(tokens_BT)
         if config.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023
             q_BTNH = Norm(config, self.precision, "rmsnorm", name="query_norm")(q_BTNH)
@@ -46,7 +47,7 @@ class Attention(nn.Module):
             offset, kv_segment_ids_BS = cache["length"], cache["segment_ids_BS"]
             k_BSKH = jax.lax.dynamic_update_slice_in_dim(cache["key_BSKH"], k_BTKH, offset, 1)
             v_BSKH = jax.lax.dynamic_update_slice_in_dim(cache["value_BSKH"], v_BTKH, offset, 1)
-        out_BTNH = self.attention(
+        out_BTNH = layout.attention(
             q_BTNH,
             k_BSKH,
             v_BSKH,
@@ -59,7 +60,7 @@ class Attention(nn.Module):
             q_offset=offset,
             implementation=config.attention,
         )
-        out = Linear(config, "BTNH,NHD->BTD", self.precision, residual=True, name="out")
+        out = Linear(config, "BTNH,NHD->BTD", self.precision, leave, name="out")
         out_BTD = out(out_BTNH)
         return out_BTD, None if cache is None else {"key_BSKH": k_BSKH, "value_BSKH": v_BSKH}
 
@@ -69,16 +70,19 @@ class FeedForward(nn.Module):
 
     config: ModelConfig
     precision: PrecisionConfig
+    layout: Layout
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, length):
         config, gate_BTF = self.config, None
+        leave = functools.partial(self.layout.leave, length=x_BTD.shape[1])
+        x_BTD = self.layout.enter(x_BTD, length)
         project = lambda name: Linear(config, "BTD,DF->BTF", self.precision, name=name)(x_BTD)  # noqa: E731
         if config.activation in GATED:
             gate_BTF = checkpoint_name(project("gate"), "mlp_gate")
         up_BTF = checkpoint_name(project("up"), "mlp_up")
         hidden_BTF = checkpoint_name(activate(config.activation, up_BTF, gate_BTF), "mlp_hidden")
-        return Linear(config, "BTF,FD->BTD", self.precision, residual=True, name="down")(hidden_BTF)
+        return Linear(config, "BTF,FD->BTD", self.precision, leave, name="down")(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -90,9 +94,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     precision: PrecisionConfig
-    attention: Callable
-    experts: Callable
-    constrain: Callable  # (x, "BTD") -> x with the mesh's sharding laid over it
+    layout: Layout
 
     @nn.compact
     def __call__(self, x_BTD, *, tokens_BT, rope, segment_ids_BT, window, cache, deterministic):
@@ -102,10 +104,10 @@ class Block(nn.Module):
         over the layers and reported, `{}` if there are none; what ends in `_loss` is minimized with the
         weight of that name in `config.model`.
         """
-        config, aux = self.config, {}
+        config, layout, aux = self.config, self.layout, {}
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         x_BTD = checkpoint_name(x_BTD, "block_input")
-        attention = Attention(config, self.precision, self.attention, self.constrain, name="attention")
+        attention = Attention(config, self.precision, layout, name="attention")
         out_BTD, cache = attention(
             checkpoint_name(self._norm("attention_norm", x_BTD, "pre"), "attention_norm"),
             tokens_BT=tokens_BT,
@@ -115,15 +117,15 @@ class Block(nn.Module):
             cache=cache,
         )
         out_BTD = self._norm("attention_post_norm", out_BTD, "post")
-        x_BTD = checkpoint_name(self.constrain(x_BTD + drop(out_BTD), "BTD"), "mlp_input")
+        x_BTD = checkpoint_name(layout.constrain(x_BTD + drop(out_BTD), "BTD"), "mlp_input")
 
         in_BTD = checkpoint_name(self._norm("mlp_norm", x_BTD, "pre"), "mlp_norm")
         if config.num_experts:
-            out_BTD, aux = Experts(config, self.precision, self.experts, name="experts")(in_BTD, segment_ids_BT)
+            out_BTD, aux = Experts(config, self.precision, layout, name="experts")(in_BTD, segment_ids_BT)
         else:
-            out_BTD = FeedForward(config, self.precision, name="mlp")(in_BTD)
+            out_BTD = FeedForward(config, self.precision, layout, name="mlp")(in_BTD, tokens_BT.shape[1])
         out_BTD = self._norm("mlp_post_norm", out_BTD, "post")
-        return self.constrain(x_BTD + drop(out_BTD), "BTD"), cache, aux
+        return layout.constrain(x_BTD + drop(out_BTD), "BTD"), cache, aux
 
     def _norm(self, name: str, x_BTD: jax.Array, place: str) -> jax.Array:
         if self.config.norm_placement not in (place, "both"):

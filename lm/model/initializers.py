@@ -47,6 +47,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "V": config.vocab_size,
         "P": config.max_positions,
         "E": config.num_experts,
+        "R": config.num_experts,
     }
 
 

@@ -8,9 +8,19 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.kernels.linear import linear
-from lm.kernels.lookup import lookup
 from lm.kernels.norm import norm
 from lm.model.initializers import kernel_init, normal, sizes
+from lm.model.layout import Layout
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+    """Return a module's parameter, made with this shape.
+
+    In a region (`lm.parallel.local`) it is a device's own part, whose shape `Module.param` would refuse.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, init, shape, module.precision.parameters)
 
 
 class Linear(nn.Module):
@@ -19,19 +29,21 @@ class Linear(nn.Module):
     config: ModelConfig
     spec: str  # e.g. "BTD,DNH->BTNH"
     precision: PrecisionConfig
-    residual: bool = False  # writes to the residual stream
+    leave: Callable | None = None  # of what writes to the residual stream: from this device's part to the sum
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = sizes(self.config)
         inputs, output = self.spec.split("->")
         _, letters = inputs.split(",")
-        init = kernel_init(self.config, letters, residual=self.residual)
-        kernel = self.param("kernel", init, tuple(size[c] for c in letters), self.precision.parameters)
-        out = linear(x, kernel, self.spec, matmul="default" if letters in ("DV", "DE") else self.precision.matmul)
+        init = kernel_init(self.config, letters, residual=self.leave is not None)
+        kernel = parameter(self, "kernel", init, tuple(size[c] for c in letters))
+        out = linear(x, kernel, self.spec, matmul="default" if letters in ("DV", "DR") else self.precision.matmul)
+        if self.leave is not None:
+            out = self.leave(out)
         if self.name in self.config.bias:
             shape = tuple(size[c] for c in output if c in letters)
-            bias = self.param("bias", nn.initializers.zeros, shape, self.precision.parameters)
+            bias = parameter(self, "bias", nn.initializers.zeros, shape)
             # In f32, or the bias's gradient would be summed over all tokens in the compute type.
             row = bias.astype(jnp.float32).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
             out = (out.astype(jnp.float32) + row).astype(out.dtype)
@@ -50,7 +62,7 @@ class Norm(nn.Module):
         config, centred = self.config, (self.kind or self.config.norm) == "layernorm"
 
         def vector(name: str, init: Callable) -> jax.Array:
-            return self.param(name, init, x.shape[-1:], self.precision.parameters).astype(jnp.float32)
+            return parameter(self, name, init, x.shape[-1:]).astype(jnp.float32)
 
         offset = 1.0 if config.norm_zero_centred else 0.0
         scale = vector("scale", nn.initializers.zeros if offset else nn.initializers.ones)
@@ -59,21 +71,19 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table `[V, …]` looked up by id, in the compute type."""
+    """A table looked up by id, in the compute type."""
 
-    shape: tuple[int, ...]
-    letters: str  # of the shape
-    std: float
+    config: ModelConfig
+    letters: str  # of the table: VD, PD or VKH
     precision: PrecisionConfig
-    constrain: Callable
+    layout: Layout
 
     @nn.compact
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        table = self.param("embedding", normal(self.std), self.shape, self.precision.parameters)
-        # Gathered whole before the lookup: from a table sharded over D the compiler would make a
-        # D-sharded activation and then have to turn it into a batch-sharded one.
-        gather = lambda table: self.constrain(table, self.letters)  # noqa: E731
-        return lookup(table, ids_BT, jnp.dtype(self.precision.compute), gather)
+        size = sizes(self.config)
+        shape = tuple(size[c] for c in self.letters)
+        table = parameter(self, "embedding", normal(self.config.embedding_std), shape)
+        return self.layout.lookup(table, ids_BT, jnp.dtype(self.precision.compute), self.letters)
 
 
 def stacked(params: Mapping, group: int) -> Mapping:

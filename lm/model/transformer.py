@@ -7,7 +7,6 @@ pattern's period. Pipeline stages and layer-by-layer quantization then need no s
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +14,9 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig, PrecisionConfig
 from lm.extensions import load_extension
-from lm.kernels.experts import experts as default_experts
-from lm.kernels.flash_attention import flash_attention as default_attention
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, stacked
+from lm.model.layout import Layout, scan_layers
 from lm.model.remat import rematerialized
 from lm.model.rope import rope_table
 
@@ -34,25 +32,16 @@ class Hidden(NamedTuple):
     aux: dict[str, jax.Array]  # `[M]`: the blocks' scalars (see `Block`), summed over the layers, per micro-batch
 
 
-def scan_layers(body: Callable, x_BTD: jax.Array, params: Params, xs: Any, side: Any, *, unroll: int):
-    """Return `(x, ys)` of `x, y = body(x, params, xs, side)` in a loop over the leading axis of params and xs."""
-    return jax.lax.scan(lambda x, own: body(x, *own, side), x_BTD, (params, xs), unroll=unroll)
-
-
 @dataclasses.dataclass(frozen=True)
 class Transformer:
     """A decoder-only transformer as pure functions of a parameter dict.
 
-    What follows `precision` is injected by `lm/parallel/`; the defaults run on one device.
+    `layout` is laid over it by `lm/parallel/`; the default runs on one device.
     """
 
     config: ModelConfig
     precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
-    attention: Callable = default_attention
-    experts: Callable = default_experts
-    constrain: Callable = lambda x, letters: x
-    scan: Callable = scan_layers
-    pipeline: Callable | None = None  # None: all layers are here
+    layout: Layout = dataclasses.field(default_factory=Layout)
 
     @property
     def dtype(self):
@@ -62,11 +51,10 @@ class Transformer:
     @property
     def _block(self):
         kind = load_extension("model.block", self.config.block) if ":" in self.config.block else Block
-        return kind(self.config, self.precision, self.attention, self.experts, self.constrain)
+        return kind(self.config, self.precision, self.layout)
 
-    def _embedding(self, rows: int) -> Embedding:
-        config = self.config
-        return Embedding((rows, config.d_model), "VD", config.embedding_std, self.precision, self.constrain)
+    def _embedding(self, letters: str) -> Embedding:
+        return Embedding(self.config, letters, self.precision, self.layout)
 
     @property
     def _final_norm(self) -> Norm:
@@ -85,15 +73,16 @@ class Transformer:
         call = {"tokens_BT": ids_BT, "segment_ids_BT": ids_BT, "rope": None, "window": None}
         call |= {"cache": None, "deterministic": True}
         init = lambda module, key, *args, **kwargs: module.init(key, *args, **kwargs)["params"]  # noqa: E731
-        params: Params = {"embed": {"tokens": init(self._embedding(config.vocab_size), embed_key, ids_BT)}}
+        params: Params = {"embed": {"tokens": init(self._embedding("VD"), embed_key, ids_BT)}}
         if config.positions == "learned":
-            params["embed"]["positions"] = init(self._embedding(config.max_positions), position_key, ids_BT)
+            params["embed"]["positions"] = init(self._embedding("PD"), position_key, ids_BT)
         layer_keys = jax.random.split(layer_key, config.num_layers)
         # Parameters depend on shapes alone: what may be a kernel or a region of a mesh does not run under `vmap`.
-        passing = dataclasses.replace(
-            self, attention=lambda q_BTNH, *_, **__: q_BTNH, experts=lambda x_BTD, *_, **__: (x_BTD, jnp.zeros(()))
+        passing = Layout(
+            attention=lambda q_BTNH, *_, **__: q_BTNH, experts=lambda x_BTD, *_, **__: (x_BTD, jnp.zeros(()))
         )
-        params["layers"] = jax.vmap(lambda key: init(passing._block, key, x_BTD, **call))(layer_keys)
+        block = dataclasses.replace(self, layout=passing)._block
+        params["layers"] = jax.vmap(lambda key: init(block, key, x_BTD, **call))(layer_keys)
         params["final_norm"] = init(self._final_norm, norm_key, x_BTD)
         if not config.tie_embeddings:
             params["head"] = init(self._head, head_key, x_BTD)
@@ -131,8 +120,8 @@ class Transformer:
         side = {"tokens_BT": tokens_BT, "positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
         blocks = functools.partial(self._blocks, dropout_key=dropout_key)
         layer_cache = None
-        if cache is None and self.pipeline is not None:
-            x_BTD, aux = self.pipeline(lambda *args: blocks(*args)[::2], params["layers"], x_BTD, side)
+        if cache is None and self.layout.pipeline is not None:
+            x_BTD, aux = self.layout.pipeline(lambda *args: blocks(*args)[::2], params["layers"], x_BTD, side)
         else:
             x_BTD, layer_cache, aux = blocks(params["layers"], x_BTD, side, 0, cache=cache)
             aux = {name: value[None] for name, value in aux.items()}
@@ -145,16 +134,16 @@ class Transformer:
 
     def _embed(self, params, tokens_BT, positions_BT, dropout_key):
         config = self.config
-        x_BTD = self._embedding(config.vocab_size).apply({"params": params["tokens"]}, tokens_BT)
+        x_BTD = self._embedding("VD").apply({"params": params["tokens"]}, tokens_BT)
         if config.embedding_scale != 1:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.positions == "learned":
-            x_BTD = x_BTD + self._embedding(config.max_positions).apply({"params": params["positions"]}, positions_BT)
+            x_BTD = x_BTD + self._embedding("PD").apply({"params": params["positions"]}, positions_BT)
         if dropout_key is not None:
             key = jax.random.fold_in(dropout_key, config.num_layers)
             keep = jax.random.bernoulli(key, 1 - config.dropout, x_BTD.shape)
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
-        return self.constrain(x_BTD, "BTD")
+        return self.layout.constrain(x_BTD, "BTD")
 
     def _blocks(self, params, x_BTD, side, first_layer, *, dropout_key, cache=None):
         """Return x after the layers that are stacked in `params`, their caches stacked on L, and what they report, summed.
@@ -200,7 +189,7 @@ class Transformer:
         rest = num_layers % period
         whole = num_layers - rest
         layers, updates = (params, None if cache is None else cache["layers"]), []
-        scan = scan_layers if cache is not None else self.scan
+        scan = scan_layers if cache is not None else self.layout.scan
         if whole:
             grouped = jax.tree.map(lambda a: a[:whole], layers) if rest else layers
             grouped = tuple(stacked(part, period) for part in grouped) if period > 1 else grouped

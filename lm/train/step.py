@@ -20,7 +20,8 @@ from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
 from lm.parallel.attention import make_attention, of_whole_rows
-from lm.parallel.experts import make_experts
+from lm.parallel.embedding import make_lookup
+from lm.parallel.experts import make_experts, sum_over_batch
 from lm.parallel.loss import make_cross_entropy
 from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
 from lm.parallel.zero import Zero
@@ -65,7 +66,15 @@ class BuiltStep:
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
     """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(config.model, config.precision, make_attention(mesh), make_experts(mesh), make_constrain(mesh))
+    return Transformer(
+        config.model,
+        config.precision,
+        attention=make_attention(mesh),
+        experts=make_experts(mesh),
+        constrain=make_constrain(mesh),
+        lookup=make_lookup(mesh),
+        sum_over_batch=sum_over_batch,
+    )
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:

@@ -62,7 +62,8 @@ class BuiltStep:
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
     """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(config.model, config.precision, make_attention(mesh), make_experts(mesh), make_constrain(mesh))
+    attention = make_attention(mesh, config.parallel.context_method)
+    return Transformer(config.model, config.precision, attention, make_experts(mesh), make_constrain(mesh))
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:

@@ -88,8 +88,6 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
 }
 # The residual stream and the norms on it: tensor parallelism shards the sequence there (Korthikanti et al. 2022).
 RESIDUAL_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "T": ("context", "tensor")}
-# The rows of all micro-batches at once, before and after the pipeline (A B rows: within a batch shard A comes first).
-TOKEN_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "A": (), "B": (*BATCH_AXES, "stage")}
 
 
 def parameter_axes(zero: int) -> Mapping[str, tuple[str, ...]]:

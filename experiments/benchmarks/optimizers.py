@@ -86,7 +86,7 @@ class Race:
         self._built: dict[str, tuple] = {}
         built = self._step("adamw")[0]
         self._init_params = jax.jit(lambda key: built.model.init(key))
-        self._evaluate = LossEvaluator(built.model, built.zero, built.cross_entropy)
+        self._evaluate = LossEvaluator(built.local)
         validation = {"sequence_length": config.data.sequence_length, "batch_size": config.data.batch_size}
         self._curve, self._whole = (
             EvalBatches.of_split(self._dataset, "validation", max_tokens=tokens, **validation)

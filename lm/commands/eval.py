@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     from lm.data.windows import EvalBatches
     from lm.evaluate import LossEvaluator
-    from lm.parallel.loss import make_cross_entropy
-    from lm.parallel.zero import Zero
+    from lm.parallel.local import local_model
     from lm.train.metrics import to_json
 
     options = {"sequence_length": length, "batch_size": batch_size, "stride": stride, "max_tokens": args.max_tokens}
@@ -53,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
         batches = EvalBatches.of_split(_own_data(opened), args.data, **options)
     else:
         batches = EvalBatches.of_texts(opened.tokenizer, _texts(args.data), **options)
-    zero = Zero(opened.mesh, opened.config.parallel.zero, opened.params, opened.config.precision.compute)
-    evaluator = LossEvaluator(opened.model, zero, make_cross_entropy(opened.mesh))
+    evaluator = LossEvaluator(local_model(opened.config, opened.mesh))
     show = common.progress_line("batches")
     figures = evaluator(opened.params, batches, progress=lambda done: show(done, len(batches)))
     if not figures["bytes"]:

@@ -241,12 +241,13 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) 
     """Validation and samples, as the loop's hooks."""
     from lm.evaluate import LossEvaluator
     from lm.infer import Generator, SamplingConfig
+    from lm.parallel.local import local_model
     from lm.train.loop import Hook
 
     hooks = []
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
-        evaluator = LossEvaluator(built.model, built.zero, built.cross_entropy)
+        evaluator = LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"]))
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
             figures = evaluator(params, validation)

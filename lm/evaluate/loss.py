@@ -10,32 +10,28 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.linear import in_compute_type
 from lm.objectives import next_token
-from lm.parallel.mesh import place_batch, replicated
-from lm.parallel.zero import Zero
+from lm.parallel.local import LocalModel
+from lm.parallel.mesh import batch_spec, place_batch, replicated
 
 
 class LossEvaluator:
     """Scores batches of one shape with one compiled program.
 
     Args:
-      model: a `Transformer`.
-      zero: how its parameters lie on the mesh; the batch size must be a multiple of the mesh's batch shards.
-      cross_entropy: sharded for the mesh (`lm.parallel.loss.make_cross_entropy`).
+      local: the model on its mesh (`lm.parallel.local.local_model`, with a micro-batch for each pipeline stage); the
+        batch size must be a multiple of what the mesh divides it into.
     """
 
-    def __init__(self, model, zero: Zero, cross_entropy: Callable):
-        self._mesh, local_model = zero.mesh, zero.model(model)
+    def __init__(self, local: LocalModel):
+        self._mesh, zero = local.mesh, local.zero
 
-        def local_sums(params, batch):
-            batch = {name: a[0] for name, a in batch.items()}
-            params = zero.gather_outside_layers(params)
-            _, sums = next_token(
-                local_model, params, batch, cross_entropy=cross_entropy, grad_scale=1.0, dropout_key=None
-            )
+        def own_sums(params, batch):
+            batch = {name: a.reshape(-1, a.shape[2]) for name, a in batch.items()}
+            _, sums = local.objective(next_token, params, batch, grad_scale=1.0, dropout_key=None)
             return zero.sum(sums)
 
-        sums = zero.local(local_sums, (zero.parameter_specs, zero.micro_batches), PartitionSpec())
-        self._sums = jax.jit(in_compute_type(sums, model.precision.compute), out_shardings=replicated(self._mesh))
+        sums = zero.local(own_sums, (zero.parameter_specs, batch_spec()), PartitionSpec())
+        self._sums = jax.jit(in_compute_type(sums, local.model.precision.compute), out_shardings=replicated(self._mesh))
 
     def __call__(
         self,
@@ -61,7 +57,8 @@ class LossEvaluator:
                 total[name] += float(sums[name])
 
         for number, batch in enumerate(batches):
-            shape = (1, *batch["inputs_BT"].shape)
+            (B, T), stages = batch["inputs_BT"].shape, self._mesh.shape["stage"]
+            shape = (stages, B // stages, T)
             placed = place_batch(
                 self._mesh, shape, lambda rows, columns, batch=batch: {k: a[rows][:, columns] for k, a in batch.items()}
             )

@@ -42,16 +42,24 @@ def _lookup_bwd(dtype, letters, gather, residuals, g):
 lookup.defvjp(_lookup_fwd, _lookup_bwd)
 
 
-def take_part(table: jax.Array, ids_BT: jax.Array, first: jax.Array | int) -> jax.Array:
-    """Return the rows of a table that holds those of `first` onwards; zeros for ids that it doesn't hold."""
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def lookup_part(table: jax.Array, ids_BT: jax.Array, first: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Return `lookup` in a table that holds the rows from `first` on; zeros for ids that it does not hold."""
     own_BT = ids_BT - first
     is_own_BT = (own_BT >= 0) & (own_BT < len(table))
-    rows = jnp.take(table, jnp.clip(own_BT, 0, len(table) - 1), axis=0)
+    rows = jnp.take(table.astype(dtype), jnp.clip(own_BT, 0, len(table) - 1), axis=0)
     return jnp.where(is_own_BT.reshape(ids_BT.shape + (1,) * (table.ndim - 1)), rows, 0)
 
 
-def add_part(g: jax.Array, ids_BT: jax.Array, first: jax.Array | int, num_rows: int) -> jax.Array:
-    """Return the gradient of that table, `[num_rows, …]` in f32, of the gradient of what was taken from it."""
-    own_BT = jnp.where(ids_BT < first, num_rows, ids_BT - first)  # a negative one would count from the end
-    zeros = jnp.zeros((num_rows, *g.shape[ids_BT.ndim :]), jnp.float32)
-    return zeros.at[own_BT].add(g.astype(jnp.float32), mode="drop")
+def _part_fwd(table, ids_BT, first, dtype):
+    return lookup_part(table, ids_BT, first, dtype), (table, ids_BT, first)
+
+
+def _part_bwd(dtype, residuals, g):
+    table, ids_BT, first = residuals
+    own_BT = jnp.where(ids_BT < first, len(table), ids_BT - first)  # a negative one would count from the end
+    dtable = jnp.zeros(table.shape, jnp.float32).at[own_BT].add(g.astype(jnp.float32), mode="drop")
+    return dtable.astype(table.dtype), None, None
+
+
+lookup_part.defvjp(_part_fwd, _part_bwd)

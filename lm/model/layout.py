@@ -16,7 +16,7 @@ def scan_layers(body: Callable, x_BTD: jax.Array, params: Any, xs: Any, side: An
     return jax.lax.scan(lambda x, own: body(x, *own, side), x_BTD, (params, xs), unroll=unroll)
 
 
-def _itself(x: jax.Array, *_: Any) -> jax.Array:
+def _itself(x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 

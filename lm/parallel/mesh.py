@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm.axes import ACTIVATION_AXES, BATCH_AXES, MESH_AXES, PARAMETERS, RESIDUAL_AXES, partition
 from lm.config import ParallelConfig
 from lm.optim import state_letters
+from lm.parallel.columns import is_split, zigzag
 from lm.parallel.region import manual_axes
 from lm.tree import map_with_path
 
@@ -89,23 +90,32 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
+def batch_spec() -> PartitionSpec:
+    """Return how a batch's arrays `[A, B / A, T]` are divided over the mesh."""
+    return PartitionSpec(*(ACTIVATION_AXES[letter] for letter in "ABT"))
+
+
 def place_batch(
     mesh: Mesh,
     shape: tuple[int, int, int],
-    build: Callable[[np.ndarray, slice], Mapping[str, np.ndarray]],
+    build: Callable[[np.ndarray, slice | np.ndarray], Mapping[str, np.ndarray]],
 ) -> dict[str, jax.Array]:
     """Place one global batch on the devices, each host building only what its devices hold.
 
     Args:
       mesh: the device mesh.
       shape: `(A, B / A, T)`: micro-batches, rows in each, tokens.
-      build: `build(rows, columns)` returns arrays `[len(rows), T]` of those rows of the global batch.
+      build: `build(rows, columns)` returns arrays of those rows of the global batch and those of its T columns;
+        rows are indices, columns a slice or, where T is divided, indices.
 
     Returns:
       The arrays as `[A, B / A, T]`, keyed as `build` keys them. Micro-batch `a` holds rows
       `a * B / A` onwards: the loader feeds them in place, because reshaping a sharded batch
-      into micro-batches would move rows between devices.
+      into micro-batches would move rows between devices. Divided over the `context` axis, T is in the order of
+      `lm.parallel.columns`.
     """
+    context = mesh.shape.get("context", 1)
+    order = zigzag(shape[2], context) if is_split(shape[2], context) else None
     sharding = named_sharding(mesh, "ABT", shape, ACTIVATION_AXES)
     built: dict[tuple, Mapping[str, np.ndarray]] = {}
 
@@ -114,7 +124,8 @@ def place_batch(
         key = (micro, rows, columns)
         if key not in built:
             wanted = np.add.outer(np.asarray(micro) * shape[1], np.asarray(rows)).reshape(-1)
-            part = build(wanted, slice(columns.start, columns.stop))
+            held = slice(columns.start, columns.stop)
+            part = build(wanted, held if order is None else order[held])
             built[key] = {name: a.reshape(len(micro), len(rows), len(columns)) for name, a in part.items()}
         return built[key]
 

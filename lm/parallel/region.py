@@ -17,12 +17,6 @@ def manual_axes() -> frozenset[str]:
     return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def free_axes(mesh: Mesh) -> dict[str, int]:
-    """Return the sizes of the mesh axes that are not local in the region being traced."""
-    outside = manual_axes()
-    return {axis: size for axis, size in mesh.shape.items() if axis not in outside}
-
-
 def region(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any, axes: Collection[str] | None = None):
     """Return `function` over local arrays, as a function of whole ones.
 

@@ -1,7 +1,7 @@
-"""ZeRO over the `fsdp` axis, replicas over the other batch axes (HSDP): the region in which gradients are made.
+"""ZeRO over the `fsdp` axis, replicas over the other batch axes (HSDP), in the region in which gradients are made.
 
-The region is local over the batch's axes: each device has its own rows, and each gradient is that of its own rows
-until it is reduced here. Under plain `jit` stages 1 and 2 are one program that reduces every micro-batch.
+In the region (`lm.parallel.local`) a gradient is that of a device's own tokens until it is reduced here. Under plain
+`jit` stages 1 and 2 are one program that reduces every micro-batch.
 
 | stage | parameters | gradients | reduced | optimizer state |
 |---|---|---|---|---|
@@ -20,9 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from lm.axes import BATCH_AXES, PARAMETERS, SHARDED_AXES, optimizer_axes, parameter_axes, partition
+from lm.axes import PARAMETERS, SHARDED_AXES, optimizer_axes, parameter_axes, partition
+from lm.model.layout import Layout
 from lm.parallel.mesh import parameter_shardings
 from lm.parallel.prefetch import prefetched_scan
 from lm.parallel.region import region
@@ -45,13 +46,13 @@ class Zero:
         self.mesh, self.stage, self._compute = mesh, stage, compute
         (self._axis,) = SHARDED_AXES["D"]
         self._place: dict[str, int | None] = {}  # path -> the dimension that is sharded over fsdp, if one is
-        self._split: dict[str, set[str]] = {}  # path -> batch axes over which the parameter itself is split
+        self._split: dict[str, set[str]] = {}  # path -> other axes that divide it
 
         def look(path: str, leaf) -> None:
             spec = partition(PARAMETERS[path], leaf.shape, SHARDED_AXES, dict(mesh.shape))
             places = [i for i, axes in enumerate(spec) if self._axis in (axes or ())]
             self._place[path] = places[0] if places else None
-            self._split[path] = {axis for axes in spec for axis in axes or () if axis in BATCH_AXES} - {self._axis}
+            self._split[path] = {axis for axes in spec for axis in axes or ()} - {self._axis}
 
         map_with_path(look, params)
         self.parameter_specs = self._specs(params, parameter_axes(stage))
@@ -61,25 +62,15 @@ class Zero:
         return jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(self.mesh, params, table))
 
     def local(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """Return `function` in the region that is local over the batch's axes."""
-        return region(self.mesh, function, in_specs, out_specs, axes=BATCH_AXES) if self.mesh.size > 1 else function
+        """Return `function` of local arrays in the region over the whole mesh."""
+        return region(self.mesh, function, in_specs, out_specs) if self.mesh.size > 1 else function
 
-    @property
-    def rows(self) -> PartitionSpec:
-        """Of arrays `[B, …]`."""
-        return PartitionSpec(BATCH_AXES)
-
-    @property
-    def micro_batches(self) -> PartitionSpec:
-        """Of arrays `[A, B / A, …]`."""
-        return PartitionSpec(None, BATCH_AXES)
-
-    def model(self, model: Any) -> Any:
-        """Return the model as it runs in the region: its loop over layers gathers each layer's parameters, one ahead."""
+    def layout(self, layout: Layout) -> Layout:
+        """Return the layout with the loop over layers that gathers each layer's parameters, one ahead."""
         if not self._gathers:
-            return model
+            return layout
         scan = partial(prefetched_scan, gather=self._gather_layer, scatter=self._scatter_layer)
-        return dataclasses.replace(model, scan=scan)
+        return dataclasses.replace(layout, scan=scan)
 
     @property
     def _gathers(self) -> bool:
@@ -108,23 +99,22 @@ class Zero:
                 done.add(self._axis)
                 if self.stage == 1:
                     grad = self._scattered(path, grad)
-            return jax.lax.psum(grad, tuple(axis for axis in self._batch_axes if axis not in done))
+            return jax.lax.psum(grad, tuple(axis for axis in self._axes() if axis not in done))
 
         return map_with_path(one, grads)
 
     def sum(self, tree: Any) -> Any:
-        """Return sums over all rows of sums over this device's."""
-        return jax.lax.psum(tree, self._batch_axes) if self.mesh.size > 1 else tree
+        """Return sums over all tokens of sums over this device's, which are the same on all devices of `tensor`."""
+        return jax.lax.psum(tree, self._axes("tensor"))
 
     def row_key(self, key: jax.Array) -> jax.Array:
-        """Return a random key of this device's rows."""
-        for axis in self._batch_axes:
+        """Return a random key of this device's tokens, the same for all devices of `tensor`."""
+        for axis in self._axes("tensor"):
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return key
 
-    @property
-    def _batch_axes(self) -> tuple[str, ...]:
-        return tuple(axis for axis in BATCH_AXES if self.mesh.shape[axis] > 1)
+    def _axes(self, *without: str) -> tuple[str, ...]:
+        return tuple(axis for axis, size in self.mesh.shape.items() if size > 1 and axis not in without)
 
     def _scattered(self, path: str, grad: jax.Array) -> jax.Array:
         place = self._place[path]

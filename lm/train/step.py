@@ -19,12 +19,9 @@ from lm.kernels.linear import in_compute_type
 from lm.model import Transformer
 from lm.objectives import load_objective
 from lm.optim import build_optimizer, hyperparameters
-from lm.parallel.attention import make_attention, of_whole_rows
-from lm.parallel.embedding import make_lookup
-from lm.parallel.experts import make_experts, sum_over_batch
-from lm.parallel.loss import make_cross_entropy
-from lm.parallel.mesh import make_constrain, optimizer_shardings, parameter_shardings, replicated
-from lm.parallel.zero import Zero
+from lm.parallel.auto import auto_layout
+from lm.parallel.local import LocalModel, local_model
+from lm.parallel.mesh import batch_spec, optimizer_shardings, parameter_shardings, replicated
 from lm.train import ema, loss_scale, rounding
 
 _ROUNDING = 2**32 - 1  # folded into the step's key; micro-batches fold in their numbers
@@ -50,14 +47,13 @@ class TrainState:
 class BuiltStep:
     """A model, its abstract state with shardings, and the functions compiled for them."""
 
-    model: Transformer
+    model: Transformer  # for generation
     mesh: Mesh
-    zero: Zero
+    local: LocalModel  # as it is trained
     state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
     init: Callable[..., TrainState]  # jitted: each shard is made on its own device; takes parameters to start from
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
     gradients: Callable  # (params, frozen, batch, grad_scale, key) -> (gradients, the objective's sums); not jitted
-    cross_entropy: Callable  # sharded as the mesh asks
 
     def evaluation_params(self, state: TrainState) -> Any:
         """Return the parameters to evaluate and sample with: their moving average where there is one."""
@@ -65,16 +61,8 @@ class BuiltStep:
 
 
 def build_model(config: Config, mesh: Mesh) -> Transformer:
-    """Return the model with the mesh's shardings laid over its activations."""
-    return Transformer(
-        config.model,
-        config.precision,
-        attention=make_attention(mesh),
-        experts=make_experts(mesh),
-        constrain=make_constrain(mesh),
-        lookup=make_lookup(mesh),
-        sum_over_batch=sum_over_batch,
-    )
+    """Return the model for generation on a mesh (`lm.parallel.auto`)."""
+    return Transformer(config.model, config.precision, auto_layout(mesh))
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:
@@ -84,12 +72,9 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     normalized by the token weight of the whole global batch, so accumulation over unequal masks
     equals one large batch. `hparams` is `lm.optim.hyperparameters(...)` as device scalars.
     """
-    model = build_model(config, mesh)
-    zero = Zero(mesh, config.parallel.zero, jax.eval_shape(model.init, jax.random.key(0)), config.precision.compute)
-    training_model = zero.model(model)
-    if not config.data.document_mask:  # the loader's rows; evaluation and generation have their own
-        training_model = dataclasses.replace(training_model, attention=of_whole_rows(model.attention))
-    cross_entropy = make_cross_entropy(mesh)
+    model, micro_batches = build_model(config, mesh), config.optimizer.accumulation_steps
+    local = local_model(config, mesh, micro_batches=micro_batches, whole_rows=not config.data.document_mask)
+    zero = local.zero
     objective = _objective(config)
     precision, ema_decay = config.precision, config.optimizer.ema_decay
     is_scaled = precision.compute == "float16"
@@ -105,14 +90,9 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         """Return the gradients of the whole batch and the objective's sums; in the region local to the rows."""
 
         def loss_fn(params, micro_batch, dropout_key):
-            return objective(
-                training_model,
-                zero.gather_outside_layers({**frozen, **params}),
-                micro_batch,
-                cross_entropy=cross_entropy,
-                grad_scale=grad_scale,
-                dropout_key=dropout_key if config.model.dropout else None,
-            )
+            dropout_key = dropout_key if config.model.dropout else None
+            params = {**frozen, **params}
+            return local.objective(objective, params, micro_batch, grad_scale=grad_scale, dropout_key=dropout_key)
 
         def of_micro_batch(number, micro_batch):
             key = zero.row_key(jax.random.fold_in(step_key, number))
@@ -126,7 +106,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             grads, sums = of_micro_batch(0, jax.tree.map(lambda a: a.reshape(-1, a.shape[2]), batch))
         else:
             first = of_micro_batch(0, jax.tree.map(lambda a: a[0], batch))
-            rest = (jnp.arange(1, config.optimizer.accumulation_steps), jax.tree.map(lambda a: a[1:], batch))
+            rest = (jnp.arange(1, micro_batches), jax.tree.map(lambda a: a[1:], batch))
             (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
         return zero.reduce(grads), zero.sum(sums)
 
@@ -185,7 +165,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     in_specs = (
         zero.parameter_specs,
         jax.tree.map(lambda sharding: sharding.spec, shardings.frozen),
-        zero.micro_batches,
+        batch_spec(),
         PartitionSpec(),
         PartitionSpec(),
     )
@@ -201,7 +181,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     return BuiltStep(
         model=model,
         mesh=mesh,
-        zero=zero,
+        local=local,
         gradients=all_gradients,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
         init=jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh)),
@@ -210,7 +190,6 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         ),
-        cross_entropy=cross_entropy,
     )
 
 

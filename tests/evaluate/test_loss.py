@@ -12,9 +12,9 @@ from lm.data.windows import EvalBatches
 from lm.evaluate import LossEvaluator
 from lm.evaluate.loss import summarize
 from lm.model import Transformer
-from lm.parallel.loss import make_cross_entropy
-from lm.parallel.mesh import make_constrain, parameter_shardings
-from lm.parallel.zero import Zero
+from lm.parallel.auto import auto_layout
+from lm.parallel.local import local_model
+from lm.parallel.mesh import parameter_shardings
 from tests.train.common import mesh_of, small_config
 
 LENGTH = 8
@@ -24,11 +24,11 @@ TOKEN_BYTES = np.where(np.arange(96) == 95, 0, 3).astype(np.int32)
 
 def evaluator_on(devices: int, **overrides):
     mesh, config = mesh_of(devices, 1), small_config(devices=devices, **overrides)
-    model = Transformer(config.model, config.precision, constrain=make_constrain(mesh))
+    model = Transformer(config.model, config.precision, auto_layout(mesh))
     params = jax.jit(model.init)(jax.random.key(1))
     params = jax.device_put(params, parameter_shardings(mesh, params, SHARDED_AXES))
     return (
-        LossEvaluator(model, Zero(mesh, 3, params, config.precision.compute), make_cross_entropy(mesh)),
+        LossEvaluator(local_model(config, mesh)),
         model,
         params,
     )

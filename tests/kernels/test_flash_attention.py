@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from lm.kernels.flash_attention import blockwise, flash_attention
-from lm.parallel.attention import make_attention
+from lm.parallel.auto import auto_layout
 from tests.kernels.attention_cases import Case, assert_matches, computed
 from tests.train.common import mesh_of
 
@@ -207,7 +207,7 @@ def test_over_a_mesh_it_is_the_same_rows_that_do_not_divide_included(rows, imple
     mesh = mesh_of(2, 2)
     case = Case(B=rows, documents=3)
     (q, k, v, *_), ids = case.arrays()
-    attend = partial(make_attention(mesh), implementation=implementation, q_offset=0)
+    attend = partial(auto_layout(mesh).attention, implementation=implementation, q_offset=0)
 
     def loss(q, k, v, attend):
         return jnp.sum(attend(q, k, v, **{name: jnp.asarray(x) for name, x in ids.items()}) ** 2)

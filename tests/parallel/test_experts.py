@@ -1,25 +1,16 @@
 """Experts spread over devices: as on one, what is dropped included, and what is sent for it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from lm.parallel.experts import make_experts
 
-from lm.errors import ConfigError
+from lm.axes import BATCH_AXES
 from lm.kernels.experts import experts
-from lm.model import Transformer
-from lm.objectives import next_token
-from lm.parallel.embedding import make_lookup
-from lm.parallel.experts import make_experts, sum_over_batch
-from lm.parallel.loss import make_cross_entropy
-from lm.parallel.mesh import make_constrain, parameter_shardings
-from lm.axes import BATCH_AXES, MODEL_AXES
 from tests.parallel import common
 from tests.parallel.common import ROWS, WHOLE, assert_close, collectives, mesh_with, over_batch
-from tests.train.common import numpy_batch, small_config
 
 B, T, D, F, E, k = 8, 12, 8, 16, 4, 2
 SHARES = {"up": PartitionSpec("expert"), "gate": PartitionSpec("expert"), "down": PartitionSpec("expert")}
@@ -33,7 +24,9 @@ def inputs():
     gates_BTk, ids_BTk = jax.lax.top_k(jax.nn.softmax(scores_BTE), k)
     ids_BTk = jnp.where(jnp.arange(T).reshape(1, T, 1) < 10, ids_BTk, -1)
     shapes = {"up": (E, D, F), "gate": (E, D, F), "down": (E, F, D)}
-    kernels = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys[2:], shapes.items(), strict=False)}
+    kernels = {
+        name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys[2:], shapes.items(), strict=False)
+    }
     return x_BTD, gates_BTk, kernels, ids_BTk, jax.random.normal(keys[5], (B, T, D))
 
 

@@ -15,7 +15,7 @@ from lm.kernels.flash_attention.reference import reference
 from lm.kernels.named import merge_heads, name_heads, split_heads
 
 
-class _Backend(NamedTuple):
+class Backend(NamedTuple):
     """The two passes of a backend: `forward(q, k, v, q_ids, kv_ids, offset, options) -> (out, lse)` and
     `backward(q, k, v, q_ids, kv_ids, offset, lse, dout, delta, options) -> (dq, dk, dv)`."""
 
@@ -23,7 +23,7 @@ class _Backend(NamedTuple):
     backward: Callable
 
 
-_BACKENDS = {"blockwise": _Backend(blockwise.forward, blockwise.backward), "tpu": _Backend(tpu.forward, tpu.backward)}
+_BACKENDS = {"blockwise": Backend(blockwise.forward, blockwise.backward), "tpu": Backend(tpu.forward, tpu.backward)}
 
 
 def flash_attention(
@@ -89,13 +89,7 @@ def flash_attention(
         lse=return_lse,
         deterministic=deterministic,
     )
-    name = implementation
-    if name == "auto":
-        name = Capabilities(platform=jax.default_backend()).attention_for(name, call)
-    if name not in ATTENTION:
-        raise ValueError(f"attention implementation {name!r} is unknown; use one of {', '.join(ATTENTION)}")
-    if ATTENTION[name].lacks(call):
-        name = "blockwise"
+    name = _chosen(implementation, call)
     options = Options(causal, window, softcap, float(H**-0.5 if scale is None else scale), device_kind)
     inputs = (q_BTNH, k_BSKH, v_BSKH, q_segment_ids, kv_segment_ids, q_offset)
     if name == "cudnn":
@@ -108,6 +102,30 @@ def flash_attention(
         offset = None if static else q_offset
         out_BTNH, lse_BNT = _attend(*inputs[:5], offset, q_offset if static else None, options, name)
     return (out_BTNH, lse_BNT) if return_lse else out_BTNH
+
+
+def backend_for(implementation: str, call: AttentionCall) -> Backend:
+    """Return the passes that compute a call, for a caller with a backward pass of its own (ring attention).
+
+    Over parts of the keys, `backward` takes the log-sum-exp over all of them, and the delta (`row_delta`) of the final
+    `out`: the parts' gradients then add up.
+    """
+    return _BACKENDS.get(_chosen(implementation, call), _BACKENDS["blockwise"])
+
+
+def _chosen(name: str, call: AttentionCall) -> str:
+    """Return the implementation that a name stands for here; `blockwise` for what that one lacks."""
+    if name == "auto":
+        name = Capabilities(platform=jax.default_backend()).attention_for(name, call)
+    if name not in ATTENTION:
+        raise ValueError(f"attention implementation {name!r} is unknown; use one of {', '.join(ATTENTION)}")
+    return "blockwise" if ATTENTION[name].lacks(call) else name
+
+
+def row_delta(out_BTNH: jax.Array, dout_BTNH: jax.Array) -> jax.Array:
+    """Return `delta_BNT` in f32, the row sums of out * dout, which a backward pass takes off the weights' gradients."""
+    product_BTNH = out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32)
+    return jnp.sum(product_BTNH, -1).swapaxes(1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -128,8 +146,7 @@ def _attend_bwd(static_offset, options, name, residuals, cotangents):
     heads, q_ids_BT, kv_ids_BS, offset, out_BTNH, lse_BNT = residuals
     dout_BTNH, dlse_BNT = cotangents
     q_BTNH, k_BSKH, v_BSKH = (split_heads(x, dout_BTNH.shape[-1]) for x in heads)
-    product_BTNH = out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32)
-    delta_BNT = jnp.sum(product_BTNH, -1).swapaxes(1, 2) - dlse_BNT
+    delta_BNT = row_delta(out_BTNH, dout_BTNH) - dlse_BNT
     offset = static_offset if offset is None else offset
     grads = _BACKENDS[name].backward(
         q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, lse_BNT, dout_BTNH, delta_BNT, options

@@ -118,12 +118,12 @@ class Transformer:
             )
             cache = {**cache, "segment_ids_BS": segments_BS}
         side = {"tokens_BT": tokens_BT, "positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
-        blocks = functools.partial(self._blocks, dropout_key=dropout_key)
         layer_cache = None
         if cache is None and self.layout.pipeline is not None:
-            x_BTD, aux = self.layout.pipeline(lambda *args: blocks(*args)[::2], params["layers"], x_BTD, side)
+            blocks = lambda *args: self._blocks(*args)[::2]  # noqa: E731
+            x_BTD, aux = self.layout.pipeline(blocks, params["layers"], x_BTD, side, dropout_key)
         else:
-            x_BTD, layer_cache, aux = blocks(params["layers"], x_BTD, side, 0, cache=cache)
+            x_BTD, layer_cache, aux = self._blocks(params["layers"], x_BTD, side, 0, dropout_key, cache)
             aux = {name: value[None] for name, value in aux.items()}
         x_BTD = self._final_norm.apply({"params": params["final_norm"]}, x_BTD)
         if self.config.mup_base_width:
@@ -145,14 +145,18 @@ class Transformer:
             x_BTD = jnp.where(keep, x_BTD / (1 - config.dropout), 0)
         return self.layout.constrain(x_BTD, "BTD")
 
-    def _blocks(self, params, x_BTD, side, first_layer, *, dropout_key, cache=None):
+    def _blocks(self, params, x_BTD, side, first_layer, dropout_key, cache=None):
         """Return x after the layers that are stacked in `params`, their caches stacked on L, and what they report, summed.
 
         `first_layer` is the number of the first of them, a multiple of the period.
         """
         config, period, block = self.config, self.config.period, self._block
         kinds = {(config.per_layer("rope_base", i), config.per_layer("rope_factor", i)) for i in range(period)}
-        side = side | {"ropes": {kind: rope_table(config, side["positions_BT"], *kind) for kind in sorted(kinds)}}
+        # Handed through the loops, which have backward passes of their own, and not closed over.
+        side = side | {
+            "dropout_key": dropout_key,
+            "ropes": {kind: rope_table(config, side["positions_BT"], *kind) for kind in sorted(kinds)},
+        }
 
         def layer(number, x_BTD, layers, side, own_cache, rngs):
             return block.apply(
@@ -164,7 +168,7 @@ class Transformer:
                 rope=side["ropes"][config.per_layer("rope_base", number), config.per_layer("rope_factor", number)],
                 window=config.per_layer("window", number),
                 cache=own_cache,
-                deterministic=dropout_key is None,
+                deterministic=rngs is None,
                 rngs=rngs,
             )
 
@@ -179,7 +183,8 @@ class Transformer:
                 if cache is not None:
                     shared = {"length": cache["length"], "segment_ids_BS": cache["segment_ids_BS"]}
                     own_cache = (_layer(caches, i) if period > 1 else caches) | shared
-                rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, first + i)}
+                key = side["dropout_key"]
+                rngs = None if key is None else {"dropout": jax.random.fold_in(key, first + i)}
                 x_BTD, *updated = layer(i, x_BTD, layers, side, own_cache, rngs)
                 out.append(updated)
             return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *out)

@@ -32,6 +32,7 @@ from lm.kernels.flash_attention import flash_attention
 from lm.kernels.lookup import lookup, lookup_part
 from lm.model import Transformer
 from lm.model.layout import Layout
+from lm.parallel.pipeline import make_pipeline
 from lm.parallel.ring import ring_attention
 from lm.parallel.ulysses import ulysses_attention
 from lm.parallel.zero import Zero
@@ -75,7 +76,7 @@ def local_model(config: Config, mesh: Mesh, *, micro_batches: int = 1, whole_row
 
 
 def _layout(config: Config, mesh: Mesh, micro_batches: int) -> Layout:
-    tensor = mesh.shape["tensor"]
+    tensor, stages, repeats = mesh.shape["tensor"], mesh.shape["stage"], config.parallel.pipeline_repeats
     summed = tuple(axis for axis in (*BATCH_AXES, "context") if mesh.shape[axis] > 1)
     return Layout(
         attention=_attention(config, mesh),
@@ -84,6 +85,7 @@ def _layout(config: Config, mesh: Mesh, micro_batches: int) -> Layout:
         enter=_enter,
         leave=functools.partial(_leave, tensor),
         sum_over_batch=lambda sums: jax.lax.psum(sums, summed),
+        pipeline=None if stages == 1 else make_pipeline(stages, micro_batches=micro_batches, repeats=repeats),
     )
 
 

@@ -1,0 +1,5 @@
+"""Recommended compiler flags."""
+
+
+def set_recommended(environment):
+    pass

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 
 from lm.config import ParallelConfig
-from lm.errors import LmError, Preempted, UsageError
+from lm.errors import LmError, UsageError
 
 CHILD = "LM_SUPERVISED"  # in the environment of a process that `lm.commands.supervisor` watches over
 ANNOUNCEMENT = re.compile(r"lm: process (\d+) of (\d+), heartbeat timeout (\d+) s")  # read by the supervisor
@@ -103,8 +103,7 @@ def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
       parallel: has the times: `startup_seconds`, `heartbeat_seconds`.
 
     Raises:
-      Preempted: the coordinator cannot be reached.
-      LmError: the environment names several hosts, but not how to reach them.
+      LmError: process 0's port is taken, or the environment names several hosts, but not how to reach them.
     """
     global _joined
     import jax
@@ -114,7 +113,6 @@ def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options = dataclasses.asdict(cluster) if cluster else {}
-    where = cluster.coordinator if cluster else "the coordinator"
     _keep_stdout_for_results()
     try:
         jax.distributed.initialize(
@@ -127,10 +125,10 @@ def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
             heartbeat_timeout_seconds=parallel.heartbeat_seconds,
             shutdown_timeout_seconds=parallel.heartbeat_seconds,
         )
-    except jax.errors.JaxRuntimeError as error:
-        raise Preempted(
-            f"{where} did not answer within {parallel.startup_seconds} s, or not all processes came; is process 0 running, "
-            "and its port open? The same command tries again."
+    except jax.errors.JaxRuntimeError as error:  # a host that does not come is an abort: `supervisor` explains it
+        raise LmError(
+            f"cannot wait for the other hosts at {cluster.coordinator if cluster else 'the coordinator'} (is another "
+            f"process using that port?): {' '.join(str(error).split())[:200]}"
         ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:  # JAX's detection
         raise LmError(
@@ -164,10 +162,10 @@ def _local_devices(cluster: Cluster | None, environment: Mapping[str, str]) -> l
 
 
 def _keep_stdout_for_results() -> None:
-    """Send what C++ libraries print (gloo does) to stderr: stdout carries the command's result alone."""
+    """Silence what C++ libraries print (gloo does): stdout carries the command's result alone."""
     sys.stdout.flush()
     results = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stdout = os.fdopen(results, "w")
 
 

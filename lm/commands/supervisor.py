@@ -21,7 +21,6 @@ from lm.errors import Preempted
 _KEPT = 1 << 16  # bytes of stderr in which the reason of an abort is looked for
 _ABORT_SECONDS = 5.0  # in which an abort follows the first line about it
 _ABORT = re.compile(rb"(?m)^[EF]\d{4} \d\d:\d\d:\d\d\S* +\d+ (?:coordination_service|client\.h)")
-_CHATTER = re.compile(rb"(?m)^\[Gloo\] Rank \d+ is connected[^\n]*\n")  # printed without a way to turn it off
 _SILENT = re.compile(r"stopped sending heartbeats\):\s*((?:\S*\d+\s+)+)")
 _CONTINUES = "the run continues from its last checkpoint with the same command."
 
@@ -64,6 +63,11 @@ def reason_of_abort(log: str, announcement: str = "") -> str:
     """
     if "JAX distributed service detected fatal errors" not in log:
         return ""
+    if "CoordinationService/RegisterTask" in log:
+        return (
+            "not all hosts came within config.parallel.startup_seconds, or process 0 cannot be reached (is its port "
+            "open?); the same command tries again."
+        )
     found = ANNOUNCEMENT.search(announcement)
     _, count, heartbeat = found.groups() if found else ("?", "several", "?")
     silent = _SILENT.search(log)
@@ -94,7 +98,6 @@ class _Relay:
                 self.release()
 
     def _take(self, chunk: bytes) -> None:
-        chunk = _CHATTER.sub(b"", chunk)
         self.tail = (self.tail + chunk)[-_KEPT:]
         if not self.announcement and (found := ANNOUNCEMENT.search(self.tail.decode(errors="replace"))):
             self.announcement = found[0]

@@ -144,14 +144,16 @@ def test_two_hosts_have_the_losses_of_one_bit_for_bit(hosts, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("before", "number", "after"), [(2, signal.SIGTERM, 1), (1, signal.SIGTERM, 2), (2, signal.SIGINT, 2)]
+)
 def test_a_signal_to_one_host_stops_all_at_one_step_and_any_number_of_hosts_continues(
-    hosts, undisturbed, tmp_path, before, after
+    hosts, undisturbed, tmp_path, before, number, after
 ):
     run, mesh = tmp_path / "run", "fsdp and data"
     processes = hosts(before, MESHES[mesh], SLOW)
     wait_for_step(run, 4, processes)
-    processes[-1].send_signal(signal.SIGTERM)
+    processes[-1].send_signal(number)
     ends = all_done(processes)
     assert [code for code, *_ in ends] == [42] * before, ends
     steps = {re.search(r"stopped by .* at step (\d+), saved", err)[1] for *_, err in ends}

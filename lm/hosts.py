@@ -71,7 +71,7 @@ def leave_together(seconds: float, error: BaseException, exit_code: int) -> bool
 def _exchange(prefix: str, value: str, *, watch: bool, seconds: float | None = None) -> dict[int, str] | None:
     """Publish a value under a prefix and return all processes' by number; None when the time is over."""
     client = _client()
-    client.key_value_set(f"{prefix}{jax.process_index()}", value)
+    client.key_value_set(f"{prefix}{jax.process_index()}", value, allow_overwrite=True)  # one may fail twice
     start, pause = time.monotonic(), 0.002
     while True:
         found = {int(key.rsplit("/", 1)[-1]): text for key, text in client.key_value_dir_get(prefix)}

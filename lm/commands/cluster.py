@@ -2,7 +2,7 @@
 
 Options and `LM_COORDINATOR`, `LM_NUM_PROCESSES`, `LM_PROCESS_ID` come first; a Kubernetes index
 (`JOB_COMPLETION_INDEX`) stands in for the last. Otherwise JAX finds TPU pods (also several slices, also on GKE),
-Slurm steps, Open MPI and JobSets. A process that is alone joins nothing.
+Slurm steps, Open MPI and JobSets. A process that is alone joins nothing; `LM_NUM_PROCESSES=1` says that it is.
 """
 
 import argparse
@@ -53,6 +53,8 @@ def named(args: argparse.Namespace, environment: Mapping[str, str] = os.environ)
     number = _number(args.process_id, "LM_PROCESS_ID", environment)
     if coordinator is None and count is None and number is None:
         return None
+    if count == 1:
+        return Cluster(coordinator or "", 1, 0)
     if number is None:
         number = _number(None, "JOB_COMPLETION_INDEX", environment)
     values = {"--coordinator": coordinator, "--num-processes": count, "--process-id": number}
@@ -84,13 +86,12 @@ def may_have_hosts(cluster: Cluster | None, environment: Mapping[str, str] = os.
         return cluster.num_processes > 1
     on_tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     is_cpu = environment.get("JAX_PLATFORMS") == "cpu"
-    return _has_scheduler(environment) or bool(on_tpu and not is_cpu)
+    in_step = any(environment.get(name, "1") != "1" for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return in_step or _in_jobset(environment) or bool(on_tpu and not is_cpu)
 
 
-def _has_scheduler(environment: Mapping[str, str]) -> bool:
-    sizes = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    in_jobset = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
-    return in_jobset or any(environment.get(name, "1") != "1" for name in sizes)
+def _in_jobset(environment: Mapping[str, str]) -> bool:
+    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
 
 
 def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
@@ -108,13 +109,13 @@ def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
     global _joined
     import jax
 
-    if cluster is None and not _detected_several():
-        return
-    jax.config.update("jax_enable_preemption_service", False)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options = dataclasses.asdict(cluster) if cluster else {}
-    _keep_stdout_for_results()
     try:
+        if cluster is None and not _detected_several():
+            return
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        _keep_stdout_for_results()
         jax.distributed.initialize(
             options.get("coordinator"),
             options.get("num_processes"),
@@ -148,8 +149,13 @@ def _detected_several() -> bool:
     from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` would join a single process too
 
     for environment in ClusterEnv._cluster_types:
-        if environment.opt_in_only_method or (environment.name == "k8s" and not _has_scheduler(os.environ)):
+        if environment.opt_in_only_method or (environment.name == "k8s" and not _in_jobset(os.environ)):
             continue
+        if environment.name == "k8s" and importlib.util.find_spec("kubernetes") is None:
+            raise UsageError(
+                "this is a pod of an indexed Kubernetes job: to train with the others, set LM_COORDINATOR and "
+                "LM_NUM_PROCESSES, or install the package kubernetes; to train alone, set LM_NUM_PROCESSES=1."
+            )
         if environment.is_env_present():
             return environment.get_process_count() > 1
     return False
@@ -158,7 +164,7 @@ def _detected_several() -> bool:
 def _local_devices(cluster: Cluster | None, environment: Mapping[str, str]) -> list[int] | None:
     """Return [] (all of the host's) where JAX would take one GPU per Slurm task though there is one task per node."""
     one_per_node = environment.get("SLURM_NTASKS") == environment.get("SLURM_STEP_NUM_NODES", "-")
-    return [] if cluster is not None or one_per_node else None
+    return [] if cluster is None and one_per_node and "JAX_LOCAL_DEVICE_IDS" not in environment else None
 
 
 def _keep_stdout_for_results() -> None:

@@ -273,10 +273,31 @@ def test_jax_finds_the_hosts_of_a_slurm_step(monkeypatch):
         monkeypatch.setenv(name, value)
     assert cluster._detected_several()
     assert cluster._local_devices(None, os.environ) == [], "one task per node has all the node's GPUs"
+    assert cluster._local_devices(None, {**os.environ, "JAX_LOCAL_DEVICE_IDS": "0,1"}) is None
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")
     assert cluster._local_devices(None, os.environ) is None, "two tasks on a node share them"
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert not cluster._detected_several()
+
+
+def test_jax_finds_the_hosts_of_a_tpu_pod(monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")
+    assert cluster._detected_several()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a")
+    assert not cluster._detected_several()
+
+
+def test_a_pod_of_an_indexed_job_does_not_train_alone_unasked(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="LM_NUM_PROCESSES=1"):
+        cluster._detected_several()
+    assert not cluster.may_have_hosts(named(LM_NUM_PROCESSES="1"), os.environ)
 
 
 def test_the_parent_of_a_process_among_several_never_imports_jax():

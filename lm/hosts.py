@@ -142,16 +142,23 @@ class Agreement:
         ]
         self._any = jax.jit(lambda bits: bits.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._asked: jax.Array | None = None
+        # CPU devices share a few threads, and a collective blocks one: two programs at a time can wait for ever.
+        self._one_at_a_time = mesh.devices.flat[0].platform == "cpu"
 
-    def __call__(self, wish: str | None) -> str | None:
+    def __call__(self, wish: str | None, step: Any) -> str | None:
         """Return why to stop after this step, on every process alike, or None.
 
         Args:
           wish: why this process wants to stop.
+          step: an output of this step.
         """
         if self._alone:
             return wish
+        if self._one_at_a_time:
+            jax.block_until_ready(step)
         before, self._asked = self._asked, self._any(self._bits[wish is not None])
+        if self._one_at_a_time:
+            jax.block_until_ready(self._asked)
         if before is None or not before.item():
             return None
         return wish or "a signal to another process"

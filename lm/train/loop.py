@@ -222,7 +222,7 @@ def train(
                 pending = done, metrics
                 profiler.after(step, metrics)
                 # Read once: a signal may come at any time.
-                last, stop = done == num_steps, agreement(interrupts.requested)
+                last, stop = done == num_steps, agreement(interrupts.requested, metrics)
                 for hook in hooks:
                     if last or (done % hook.every == 0 and not stop):
                         report()

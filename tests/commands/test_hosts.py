@@ -110,7 +110,10 @@ def wait_for_step(workdir: pathlib.Path, step: int, processes: list[subprocess.P
         time.sleep(0.02)
 
 
-MESHES = {"fsdp": "--config.parallel.fsdp=8", "fsdp and data": "--config.parallel.fsdp=2"}
+MESHES = {  # over both hosts, and within each
+    "fsdp": ("--config.parallel.fsdp=8", "--config.log.sample_prompts=('abc',)", "--config.log.sample_tokens=8"),
+    "fsdp and data": ("--config.parallel.fsdp=2",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,7 @@ def undisturbed(config, tmp_path_factory):
     def run(mesh: str) -> pathlib.Path:
         if mesh not in done:
             workdir = tmp_path_factory.mktemp("one") / "run"
-            ((code, _, err),) = all_done(start_hosts(1, f"--config={config}", f"--workdir={workdir}", MESHES[mesh]))
+            ((code, _, err),) = all_done(start_hosts(1, f"--config={config}", f"--workdir={workdir}", *MESHES[mesh]))
             assert code == 0, err
             done[mesh] = workdir
         return done[mesh]
@@ -132,10 +135,11 @@ def undisturbed(config, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_two_hosts_have_the_losses_of_one_bit_for_bit(hosts, undisturbed, tmp_path, mesh):
-    first, second = all_done(hosts(2, MESHES[mesh], "--json"))
+    first, second = all_done(hosts(2, *MESHES[mesh], "--json"))
     assert first[0] == second[0] == 0, first[2] + second[2]
     run, one = tmp_path / "run", undisturbed(mesh)
     assert losses(run) == losses(one)
+    assert files(run / "samples") == files(one / "samples")
     assert records(run, "eval")[-1]["loss"] == records(one, "eval")[-1]["loss"]
     assert first[1].count("\n") == 1 and first[1].startswith("{"), "the result, and nothing of C++ libraries"
     assert second[1] == "" and second[2].count("\n") == 1, "one host speaks for all"
@@ -151,7 +155,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step_and_any_number_of_hosts_cont
     hosts, undisturbed, tmp_path, before, number, after
 ):
     run, mesh = tmp_path / "run", "fsdp and data"
-    processes = hosts(before, MESHES[mesh], SLOW)
+    processes = hosts(before, *MESHES[mesh], SLOW)
     wait_for_step(run, 4, processes)
     processes[-1].send_signal(number)
     ends = all_done(processes)
@@ -159,7 +163,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step_and_any_number_of_hosts_cont
     steps = {re.search(r"stopped by .* at step (\d+), saved", err)[1] for *_, err in ends}
     assert steps == {str(finished_steps(str(run / "checkpoints"))[-1])}
     assert not any("Traceback" in err for *_, err in ends)
-    ends = all_done(hosts(after, MESHES[mesh]))
+    ends = all_done(hosts(after, *MESHES[mesh]))
     assert [code for code, *_ in ends] == [0] * after, ends
     assert f"resumed at step {steps.pop()}" in (run / "log.txt").read_text()
     assert losses(run) == losses(undisturbed(mesh))
@@ -169,7 +173,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step_and_any_number_of_hosts_cont
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_host_that_dies_ends_the_others_in_one_line_and_the_command_continues(hosts, undisturbed, tmp_path, dead):
     run, mesh = tmp_path / "run", "fsdp and data"
-    processes = hosts(2, MESHES[mesh], SLOW)
+    processes = hosts(2, *MESHES[mesh], SLOW)
     wait_for_step(run, 9, processes)  # the checkpoint of step 8 may be on its way
     processes[dead].kill()
     killed = time.monotonic()
@@ -183,7 +187,7 @@ def test_a_host_that_dies_ends_the_others_in_one_line_and_the_command_continues(
     died = "process 0 of 2, the coordinator, died" if dead == 0 else "process 1 of 2 died (no heartbeat for 10 s)"
     assert last.startswith(f"lm: {died}")
     assert "the same command" in last
-    ends = all_done(hosts(2, MESHES[mesh]))
+    ends = all_done(hosts(2, *MESHES[mesh]))
     assert [code for code, *_ in ends] == [0, 0], ends
     assert losses(run) == losses(undisturbed(mesh))
     assert unfinished(str(run / "checkpoints")) == []

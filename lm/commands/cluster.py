@@ -146,12 +146,14 @@ def join(cluster: Cluster | None, parallel: ParallelConfig) -> None:
 
 def _detected_several() -> bool:
     """Return whether JAX's detection finds more than one process."""
-    from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` would join a single process too
+    # `jax.distributed.initialize` would join a single process too.
+    from jax._src.clusters import ClusterEnv, K8sCluster
 
     for environment in ClusterEnv._cluster_types:
-        if environment.opt_in_only_method or (environment.name == "k8s" and not _in_jobset(os.environ)):
+        is_kubernetes = environment is K8sCluster
+        if environment.opt_in_only_method or (is_kubernetes and not _in_jobset(os.environ)):
             continue
-        if environment.name == "k8s" and importlib.util.find_spec("kubernetes") is None:
+        if is_kubernetes and importlib.util.find_spec("kubernetes") is None:
             raise UsageError(
                 "this is a pod of an indexed Kubernetes job: to train with the others, set LM_COORDINATOR and "
                 "LM_NUM_PROCESSES, or install the package kubernetes; to train alone, set LM_NUM_PROCESSES=1."

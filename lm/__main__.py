@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(
                 f"lm {arguments[0]} takes no --config.{overrides[0][0]}; it reads the checkpoint's own config."
             )
-        options.overrides = overrides
+        options.overrides, options.arguments = overrides, arguments
         verb.run(options)
         return 0
     except LmError as error:

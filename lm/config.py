@@ -189,6 +189,9 @@ class ParallelConfig:
     pipeline_repeats: int = option(1, ge=1, identity=False)  # 1: GPipe; more: circular, each stage has that many parts
     context_method: str = option("ring", choices=("ring", "ulysses"), identity=False)  # how attention sees all keys
     offload_optimizer: bool = option(False, identity=False)  # its state rests in the host's memory
+    xla_flags: bool = option(True, identity=False)  # set those of lm/parallel/flags.py, where you set none yourself
+    heartbeat_seconds: int = option(100, ge=1, identity=False)  # a host that was silent for so long is dead
+    startup_seconds: int = option(300, ge=1, identity=False)  # to wait until all hosts have come
 
 
 @dataclasses.dataclass(frozen=True)

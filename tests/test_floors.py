@@ -8,7 +8,19 @@ import pytest
 LM = pathlib.Path(__file__).parent.parent / "lm"
 
 FLOORS = [
-    {"config", "resolve", "presets", "fields", "axes", "errors", "storage", "capabilities", "tree", "extensions"},
+    {
+        "config",
+        "resolve",
+        "presets",
+        "fields",
+        "axes",
+        "errors",
+        "storage",
+        "capabilities",
+        "tree",
+        "extensions",
+        "hosts",
+    },
     {"kernels", "tokenizer"},
     {"model", "lora", "objectives", "optim", "data"},
     {"parallel", "checkpoint", "quant"},

@@ -4,7 +4,7 @@ A checkpoint's items are separate: `params`, `frozen`, `opt_state` and `extra` (
 where empty), `data` and `meta` (JSON). Evaluation reads `params` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from lm.errors import DamagedFileError, UsageError
@@ -21,7 +21,13 @@ def finished_steps(folder: str) -> list[int]:
     return sorted(int(name) for name in list_names(folder) if name.isdigit() and _published(folder, name))
 
 
-def read_newest(folder: str, step: int | None, read: Callable[[int], T], warn: Callable[[str], None]) -> T:
+def read_newest(
+    folder: str,
+    step: int | None,
+    read: Callable[[int], T],
+    warn: Callable[[str], None],
+    steps: Sequence[int] | None = None,
+) -> T:
     """Return `read(step)`, or for None `read` of the newest checkpoint that it can read.
 
     Args:
@@ -29,12 +35,13 @@ def read_newest(folder: str, step: int | None, read: Callable[[int], T], warn: C
       step: the one asked for; None: damaged ones are passed over, with one line each to `warn`.
       read: raises DamagedFileError.
       warn: gets the lines.
+      steps: those there are, if the caller has looked.
 
     Raises:
       UsageError: there is no checkpoint, or not the step asked for.
       DamagedFileError: the step asked for, or every one there is, cannot be read.
     """
-    steps = finished_steps(folder)
+    steps = finished_steps(folder) if steps is None else steps
     if not steps:
         raise UsageError(f'no checkpoint in "{folder}".')
     if step is not None:

@@ -1,19 +1,22 @@
 """Writing checkpoints with Orbax, asynchronous and atomic, and restoring them onto any mesh.
 
 Orbax writes; `CheckpointReader` reads, straight onto each device's own part of each array, so
-that a file that is not whole is one clear line with the array's path in it.
+that a file that is not whole is one clear line with the array's path in it. On several hosts all save and
+restore together, in one folder that all see.
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from lm import hosts
 from lm.checkpoint.layout import ARRAY_ITEMS, JSON_ITEMS, finished_steps, read_newest, unfinished
 from lm.checkpoint.reader import CheckpointReader
-from lm.errors import LmError
+from lm.errors import DamagedFileError, LmError
 from lm.storage import filesystem, is_remote, join, make_folder
 from lm.tree import map_with_path
 
@@ -47,6 +50,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the steps that can be restored, oldest first."""
         return finished_steps(self.folder)
+
+    def shared_steps(self) -> list[int]:
+        """Return `steps` as the first host sees them: a network disk may show another one less."""
+        return json.loads(hosts.gather(json.dumps(self.steps()))[0])
 
     def save(self, step: int, items: Mapping[str, Any], *, data: Mapping, meta: Mapping) -> None:
         """Start writing a checkpoint; arrays are copied before this returns, files follow in the background.
@@ -84,7 +91,7 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax raises whatever its worker thread raised
             raise LmError(f'cannot write a checkpoint in "{self.folder}": {_one_line(error)}') from error
-        if jax.process_index() == 0:
+        if hosts.is_first():
             # Later steps than ours are damaged ones that were passed over: they must not displace good ones.
             for step in [step for step in self.steps() if step <= self._saved][: -self._keep]:
                 self._remove(join(self.folder, str(step)))
@@ -97,11 +104,14 @@ class Checkpoints:
             self._writer = None
 
     def discard_unfinished(self) -> None:
-        """Remove checkpoints whose writing was cut off, with one line for each. For the run's own process only."""
-        for path in unfinished(self.folder):
-            self._warn(f'ignoring half-written checkpoint "{path}"')
-            if jax.process_index() == 0:
+        """Remove checkpoints whose writing was cut off, with one line for each. For the run's own processes only."""
+
+        def discard() -> None:
+            for path in unfinished(self.folder):
+                self._warn(f'ignoring half-written checkpoint "{path}"')
                 self._remove(path)
+
+        hosts.first_alone(discard)
 
     def restore(self, targets: Mapping[str, Any], *, step: int | None = None) -> Restored:
         """Restore items onto the shardings of their targets.
@@ -115,9 +125,22 @@ class Checkpoints:
           UsageError: there is no checkpoint, or not the step asked for.
           DamagedFileError: the step asked for, or every one there is, cannot be read.
         """
-        return read_newest(self.folder, step, lambda number: self._restore(targets, number), self._warn)
+        steps = self.shared_steps()
+        return read_newest(self.folder, step, lambda number: self._restore(targets, number), self._warn, steps)
 
     def _restore(self, targets: Mapping[str, Any], step: int) -> Restored:
+        """Restore one step on all hosts, or on none: each reads its own parts, and only one may be damaged."""
+        restored, problem = None, ""
+        try:
+            restored = self._read(targets, step)
+        except DamagedFileError as error:
+            problem = str(error)
+        problems = [text for text in hosts.gather(problem) if text]
+        if problems:
+            raise DamagedFileError(problem or problems[0])
+        return restored
+
+    def _read(self, targets: Mapping[str, Any], step: int) -> Restored:
         reader = CheckpointReader(join(self.folder, str(step)))
         data, meta = reader.json("data"), reader.json("meta")
         return Restored(step, {name: restore_tree(reader, name, tree) for name, tree in targets.items()}, data, meta)

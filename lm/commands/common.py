@@ -17,6 +17,7 @@ from lm.config import Config, ParallelConfig, apply_overrides, to_dict
 from lm.data.document import Progress
 from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
+from lm.fields import build
 from lm.resolve import resolve, with_vocabulary
 from lm.storage import join
 from lm.train.run_folder import read_run_info
@@ -67,12 +68,21 @@ def find_extensions_in(folder: str) -> None:
     sys.path += [path for path in (os.getcwd(), os.path.abspath(folder)) if path not in sys.path]
 
 
-def resolve_here(config_dict) -> Config:
-    """Resolve a config against the devices of this machine."""
+def resolve_here(config_dict, join: Callable[[ParallelConfig], None] | None = None) -> Config:
+    """Resolve a config against the devices of this machine, or of all hosts of the run.
+
+    Args:
+      config_dict: not resolved yet.
+      join: joins the other hosts before JAX looks for devices; None: there are none.
+    """
     from lm.parallel.devices import detect
     from lm.train.metrics import check_sinks
 
-    jax = setup_jax((config_dict.get("data") or {}).get("cache"), cpu_devices=cpu_devices_for(config_dict))
+    parallel = build(Config, config_dict.to_dict(), "").parallel
+    cpu_devices = 1 if join else cpu_devices_for(config_dict)
+    jax = setup_jax((config_dict.get("data") or {}).get("cache"), cpu_devices, xla_flags=parallel.xla_flags)
+    if join:
+        join(parallel)
     config = resolve(config_dict, devices=jax.device_count(), capabilities=detect())
     extensible = {
         "objective": config.objective,

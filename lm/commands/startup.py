@@ -6,17 +6,21 @@ import sys
 from collections.abc import Mapping
 
 from lm.errors import ConfigError
+from lm.parallel.flags import set_recommended
 from lm.resolve import resolve
 from lm.storage import cache_root, join
 
 
-def setup_jax(config_cache: str | None = None, cpu_devices: int = 1):
+def setup_jax(config_cache: str | None = None, cpu_devices: int = 1, xla_flags: bool = True):
     """Import JAX and keep compiled programs beside the data cache, so that a second run starts fast.
 
     Args:
       config_cache: `config.data.cache`.
       cpu_devices: into how many devices the CPU is divided, where it is the only one.
+      xla_flags: set the recommended flags of the compilers (`lm.parallel.flags`).
     """
+    if xla_flags:
+        set_recommended(os.environ)
     if _has_cpu_only():
         _keep_freed_memory()
     # LAPACK (SOAP's QR, on CPU) on one thread a call: XLA's pool runs calls side by side, and OpenBLAS's own threads,

@@ -1,6 +1,9 @@
 """`lm train`: a config file to a trained model."""
 
 import argparse
+import contextlib
+import functools
+import hashlib
 import json
 import os
 import sys
@@ -8,12 +11,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lm.commands import common
+from lm.commands import cluster, common, supervisor
 from lm.config import Config, to_dict
 from lm.errors import ConfigError, UsageError
 from lm.resolve import fingerprint, with_vocabulary
-from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, write_atomic
+from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, read_text, write_atomic
 from lm.train.run_folder import read_run_info
+
+_SHARED_SECONDS = 60.0  # in which a network disk shows a file that another host has written
 
 HELP = "Train a model; continues where it stopped if the folder holds a run of the same config."
 
@@ -22,44 +27,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with a get_config()")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, local or gs://, s3://")
     parser.add_argument("--json", action="store_true", help="print the final figures as one JSON object")
+    cluster.add_arguments(parser)
     parser.epilog = (
         "example:\n"
         "  lm train --config experiments/tiny.py --workdir runs/tiny --config.optimizer.learning_rate=2e-3\n\n"
-        "Exit codes: 0 done; 2 config or missing input; 42 stopped by SIGTERM or Ctrl-C after saving\n"
-        "(the same command continues); 1 damaged or unwritable files."
+        "Several hosts run the same command, each with its --process-id; --workdir is a folder that all see.\n\n"
+        "Exit codes: 0 done; 2 config or missing input; 42 stopped by SIGTERM or Ctrl-C after saving, or by another\n"
+        "host's death (the same command continues); 1 damaged or unwritable files."
     )
 
 
 def run(args: argparse.Namespace) -> None:
+    named = cluster.named(args)
+    is_child = cluster.CHILD in os.environ
+    if cluster.may_have_hosts(named) and not is_child:
+        sys.exit(supervisor.supervise(args.arguments))
+    if is_child:
+        supervisor.die_with_parent()
+
     from lm.train.interrupts import Interrupts
 
     with Interrupts().installed() as interrupts:
-        _run(args, interrupts)
+        try:
+            config_dict = common.load_config(args.config, args.overrides)
+            config = common.resolve_here(config_dict, functools.partial(cluster.join, named) if is_child else None)
+            _run(args, config, interrupts)
+        except BaseException as error:
+            cluster.leave(error)
+            raise
 
 
-def _run(args: argparse.Namespace, interrupts) -> None:
+def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
     start = time.monotonic()
-    config_dict = common.load_config(args.config, args.overrides)
-    config = common.resolve_here(config_dict)
     if is_remote(args.workdir) and not args.workdir.startswith(("gs://", "s3://")):
         raise UsageError(f"--workdir {args.workdir}: expected a local folder, gs:// or s3://.")
     init_from = _init_fingerprint(config, args.workdir)
     make_folder(args.workdir)
 
+    from lm import hosts
     from lm.data.dataset import open_data
     from lm.data.loader import Loader
     from lm.data.prepare import prepare
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh
     from lm.report.run import write_run_report
-    from lm.train.console import Console, compact, duration
+    from lm.train.console import Console, SilentConsole, compact, duration
     from lm.train.loop import train
     from lm.train.metrics import to_json
     from lm.train.step import build_step
 
-    with locked(args.workdir), Console(args.workdir, config.optimizer.num_steps) as console:
+    with contextlib.ExitStack() as stack:
+        hosts.first_alone(lambda: stack.enter_context(locked(args.workdir)))
+        shown = Console(args.workdir, config.optimizer.num_steps) if hosts.is_first() else SilentConsole()
+        console = stack.enter_context(shown)
         # 1. Data: prepared once, kept in the cache.
-        dataset = open_data(prepare(config.data, progress=common.data_progress(console.note)))
+        progress = common.data_progress(console.note)
+        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress)))
         loader = Loader(
             dataset,
             sequence_length=config.data.sequence_length,
@@ -75,7 +98,9 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         # 2. The run's folder: a new one, or one of the same config.
         identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
         info = {**_run_info(config, identity, dataset, args), "init_from": init_from}
-        _claim_folder(args.workdir, config, info, dataset)
+        _check_hosts_agree(info)
+        hosts.first_alone(lambda: _claim_folder(args.workdir, config, info, dataset))
+        _check_folder_is_shared(args.workdir)
 
         # 3. The step and the hooks, then the loop.
         mesh = make_mesh(config.parallel)
@@ -98,8 +123,13 @@ def _run(args: argparse.Namespace, interrupts) -> None:
         )
 
         # 4. What came of it.
-        report = write_run_report(args.workdir)
-        result = _result(args.workdir, info, int(state.step), time.monotonic() - start, report)
+        def report() -> dict[str, Any]:
+            page = write_run_report(args.workdir)
+            return _result(args.workdir, info, int(state.step), time.monotonic() - start, page)
+
+        result = hosts.first_alone(report)
+        if result is None:
+            return
         shown = {
             "validation": f"{result['bits_per_byte']:.4f} bits per byte"
             if result["bits_per_byte"]
@@ -109,7 +139,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             "tokens/s": compact(result["tokens_per_second"]),
             "MFU": "unknown chip" if result["mfu"] is None else f"{result['mfu']:.1%}",
             "wall time": duration(result["seconds"]),
-            "report": report,
+            "report": result["report"],
         }
         console.summary(shown)
     if args.json:
@@ -119,7 +149,7 @@ def _run(args: argparse.Namespace, interrupts) -> None:
             print(f"sample at step {result['step']}:\n{result['sample'].rstrip()}\n")
         if result["bits_per_byte"] is not None:
             print(f"validation bits per byte: {result['bits_per_byte']:.4f}")
-        print(f"report: {report}")
+        print(f"report: {result['report']}")
     sys.stdout.flush()
 
 
@@ -210,6 +240,61 @@ def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -
     write_atomic(path, json.dumps(info, indent=2, default=str) + "\n")
 
 
+def _check_hosts_agree(info: dict[str, Any]) -> None:
+    """Refuse hosts that would not run the same program on the same data.
+
+    Raises:
+      ConfigError: this process's config or data are not the first one's.
+    """
+    import jax
+
+    from lm import hosts
+
+    def shared(config: dict) -> dict:  # where a host keeps its data is its own affair
+        own = ("path", "cache", "workers")
+        return {**config, "data": {name: value for name, value in config["data"].items() if name not in own}}
+
+    mine = {"config": shared(info["config"]), "manifest": info["data"]["manifest_hash"]}
+    texts = hosts.gather(json.dumps(mine, sort_keys=True))
+    first, here = json.loads(texts[0]), json.loads(texts[jax.process_index()])
+    who = f"process {jax.process_index()}"
+    if here["config"] != first["config"]:
+        different = ", ".join(_differences(first["config"], here["config"]))
+        raise ConfigError(f"{who} has another config than process 0 ({different} differ); give all hosts the same.")
+    if here["manifest"] != first["manifest"]:
+        raise ConfigError(
+            f"{who} has other data than process 0 (manifest {here['manifest'][:12]}, {first['manifest'][:12]} there); "
+            "copy the prepared data, or build it once with `lm data build` and use config.data.source=shards."
+        )
+    hosts.gather()
+
+
+def _check_folder_is_shared(workdir: str) -> None:
+    """Refuse a folder that is not the same one on all hosts: each would save a part of the checkpoints.
+
+    Raises:
+      UsageError: this process does not see what the first one has just written.
+    """
+    import jax
+
+    from lm import hosts
+
+    def digest() -> str:
+        path = join(workdir, "config.json")
+        return hashlib.sha256(read_text(path).encode()).hexdigest() if exists(path) else ""
+
+    first = hosts.gather(digest() if hosts.is_first() else "")[0]
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not hosts.is_first() and digest() != first:
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"--workdir {workdir}: process {jax.process_index()} does not see what process 0 writes there; "
+                "choose a folder on a disk that all hosts share, gs:// or s3://."
+            )
+        time.sleep(1)
+    hosts.gather()
+
+
 def _differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
     out = []
     for name in new:
@@ -239,6 +324,7 @@ def _validation_batches(config: Config, dataset):
 
 def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) -> list:
     """Validation and samples, as the loop's hooks."""
+    from lm import hosts
     from lm.evaluate import LossEvaluator
     from lm.infer import Generator, SamplingConfig
     from lm.parallel.local import local_model
@@ -270,6 +356,8 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) 
             texts = [
                 prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)
             ]
+            if not hosts.is_first():
+                return []
             make_folder(join(workdir, "samples"))
             write_atomic(join(workdir, "samples", f"{step}.txt"), "\n\n".join(texts) + "\n")
             console.note(f"step {step} · sample: {texts[0]!r:.100}")
@@ -280,7 +368,6 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console) 
 
 
 def _result(workdir: str, info: dict, step: int, seconds: float, report: str) -> dict[str, Any]:
-    from lm.storage import read_text
     from lm.train.metrics import read_metrics
 
     records = read_metrics(workdir)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import hosts
 from lm.errors import UsageError
 from lm.infer.sampling import SamplingConfig, sample
 from lm.kernels.linear import in_compute_type
@@ -101,7 +102,7 @@ class Generator:
         settings = sampling.arrays()
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
         token_B, cache = self._prefill(params, tokens_BT, lengths, keys_B, settings, capacity=width + steps)
-        new_BT = np.asarray(token_B)[:, None]
+        new_BT = hosts.fetch(token_B)[:, None]
         produced, ended = 0, np.zeros(len(prompts), bool)
         while True:
             rows: list[list[int]] = []
@@ -119,7 +120,7 @@ class Generator:
             token_B, cache, new_BT = self._decode(
                 params, cache, token_B, lengths + (produced - 1), keys_B, produced, settings
             )
-            new_BT = np.asarray(new_BT)
+            new_BT = hosts.fetch(new_BT)
 
     def __call__(self, params, prompts, **options) -> list[list[int]]:
         """Return each row's new token ids; arguments as `stream`."""

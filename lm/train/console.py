@@ -138,6 +138,23 @@ class Console:
             self.flush()
 
 
+class SilentConsole:
+    """The console of every host but the first, whose one speaks for all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Show nothing, as the other methods."""
+
+    def note(self, text: str) -> None: ...
+
+    def summary(self, table: Mapping[str, str]) -> None: ...
+
+
 def describe_train(record: Mapping[str, Any], num_steps: int, seconds_left: float | None) -> str:
     """Return a train record as one line; what is not known is `-`."""
     mfu = record.get("mfu")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from lm import hosts
 from lm.checkpoint.store import Checkpoints
 from lm.config import Config
 from lm.data.prefetch import Prefetcher
@@ -17,14 +18,15 @@ from lm.data.stages import Stages
 from lm.errors import ConfigError, LmError, Preempted
 from lm.model.flops import train_flops_per_token
 from lm.optim import hyperparameters
-from lm.parallel.mesh import place_batch, replicated
+from lm.parallel.mesh import place_batch
 from lm.storage import join
 from lm.train.interrupts import Interrupts
 from lm.train.loss_scale import FLOOR
-from lm.train.metrics import open_sinks
+from lm.train.metrics import combine, open_sinks
 from lm.train.step import BuiltStep, TrainState
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
+_FAILING_SECONDS = 10.0  # in which a hook that failed on one host must have failed on all
 
 
 class Batches(Protocol):
@@ -77,6 +79,9 @@ def train(
     The step is compiled when a batch shape comes for the first time: once, or once per stage of
     `config.data.stages`. Rates count neither that time nor the hooks'.
 
+    On several hosts each runs this function; all take part in steps, hooks and checkpoints, the first one
+    writes the records, and a signal to any of them stops all after the same step.
+
     Args:
       config: resolved, with `vocab_size`.
       built: `build_step(config, mesh)`.
@@ -102,7 +107,7 @@ def train(
     # 1. The state: resumed, started from a checkpoint, or fresh.
     checkpoints.discard_unfinished()
     first = 0
-    if checkpoints.steps():
+    if checkpoints.shared_steps():
         restored = checkpoints.restore({name: getattr(built.state, name) for name in STATE_ITEMS})
         first = restored.step
         if restored.data["manifest_hash"] != loader.manifest_hash:
@@ -116,12 +121,15 @@ def train(
                 f"{first} then, {loader.rows_consumed(first)} now); restore config.data.batch_size, sequence_length "
                 "and stages, or choose another --workdir."
             )
-        step = jax.device_put(np.int32(first), replicated(mesh))
+        step = hosts.replicate(mesh, np.int32(first))
         state = TrainState(step=step, **restored.items)
         console.note(f"resumed at step {first} of {num_steps}")
     else:
         state = built.init() if initial_params is None else built.init(initial_params())
-    records = open_sinks(config, workdir, first + 1, (meta or {}).get("fingerprint", ""), console.note)
+    if hosts.is_first():
+        records = open_sinks(config, workdir, first + 1, (meta or {}).get("fingerprint", ""), console.note)
+    else:
+        records = combine([])
 
     # 2. Batches and hyperparameters, built and placed in the background.
     def inputs(step: int):
@@ -129,7 +137,7 @@ def train(
         shape = (micro, stage.batch_size // micro, stage.sequence_length)
         batch = place_batch(mesh, shape, lambda rows, columns: loader.batch(step, rows, columns))
         scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
-        return batch, jax.device_put(scalars, replicated(mesh))
+        return batch, hosts.replicate(mesh, scalars)
 
     # 3. Metrics, fetched one step late so that the devices never wait for the host.
     flops_per_token = {
@@ -201,7 +209,7 @@ def train(
         return programs[shape]
 
     # 5. The loop.
-    profiler = _Profiler(join(workdir, "profile"), config.log.profile)
+    profiler, agreement = _Profiler(join(workdir, "profile"), config.log.profile), hosts.Agreement(mesh)
     try:
         with interrupts.deferred(), Prefetcher(inputs, first, num_steps, config.data.prefetch) as batches:
             for step, (batch, hparams) in batches:
@@ -213,7 +221,8 @@ def train(
                 done = step + 1
                 pending = done, metrics
                 profiler.after(step, metrics)
-                last, stop = done == num_steps, interrupts.requested  # read once: a signal may come at any time
+                # Read once: a signal may come at any time.
+                last, stop = done == num_steps, agreement(interrupts.requested, metrics)
                 for hook in hooks:
                     if last or (done % hook.every == 0 and not stop):
                         report()
@@ -223,8 +232,10 @@ def train(
                                     write(record)
                             except Preempted:  # a second Ctrl-C
                                 raise
-                            except Exception:
-                                save(done)  # a hook that fails must not lose the run
+                            except Exception as error:
+                                # A hook that fails must not lose the run; to save takes all hosts.
+                                if hosts.leave_together(_FAILING_SECONDS, error, 1):
+                                    save(done)
                                 raise
                 # After the hooks, so that a checkpoint's step has all its records on disk before it.
                 if last or done % config.checkpoint.every_steps == 0 or stop:

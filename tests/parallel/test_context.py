@@ -1,6 +1,7 @@
 """Sequences divided over devices: the same attention, equal work, no device with all of the keys."""
 
 import dataclasses
+import functools
 import re
 from functools import partial
 
@@ -225,7 +226,8 @@ def test_it_works_in_a_region_over_the_batch_in_a_scan_and_rematerialized(method
 
 
 def test_a_cache_and_lengths_that_do_not_divide_are_computed_whole_and_in_order():
-    sharded = partial(make_attention(mesh_of(context=4)), q_segment_ids=None, kv_segment_ids=None)
+    options = {"q_segment_ids": None, "kv_segment_ids": None, "implementation": "reference"}
+    sharded = partial(make_attention(mesh_of(context=4)), **options)
     attend, at_start = jax.jit(sharded), jax.jit(partial(sharded, q_offset=0))
     (q, k, v, *_), _ = Case(T=12, S=12).arrays()
     np.testing.assert_allclose(at_start(q, k, v), flash_attention(q, k, v, implementation="reference"), atol=1e-5)
@@ -243,6 +245,10 @@ def test_ulysses_refuses_heads_that_do_not_divide():
 # What is sent, and what is held.
 
 
+LONG = Case(B=1, T=4 * 26, S=4 * 26)  # no other size in the program is as large
+
+
+@functools.cache
 def compiled(case, mesh, method, gradients, policy=None):
     """Compile two layers of self-attention of arrays that are laid out over the mesh."""
     attend = partial(make_attention(mesh, method), q_offset=0, implementation="blockwise", **case.options)
@@ -267,16 +273,16 @@ def compiled(case, mesh, method, gradients, policy=None):
 def sent(*arguments) -> dict[str, int]:
     """Return how many collectives of each kind the compiled layer has, forward and, with gradients, backward."""
     kinds = ("collective-permute", "all-to-all", "all-gather", "all-reduce", "reduce-scatter")
-    text = compiled(*arguments).as_text()
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
+    # Gradients are summed over the mesh's axes of size 1 too, which the CPU's compiler leaves in the program.
+    lines = [line for line in compiled(*arguments).as_text().splitlines() if "replica_groups={{0},{1}" not in line]
+    counts = {kind: sum(bool(re.search(rf" {kind}(?:-start)?\(", line)) for line in lines) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def test_a_ring_sends_keys_and_values_once_around_and_their_gradients_home():
-    case, mesh = Case(T=32, S=32), mesh_of(context=4)
-    assert sent(case, mesh, "ring", False) == {"collective-permute": 3 * 2}
+    assert sent(LONG, mesh_of(context=4), "ring", False) == {"collective-permute": 3 * 2}
     # Backward: keys and values again, and their gradients, which come home too.
-    assert sent(case, mesh, "ring", True) == {"collective-permute": 3 * 2 + 3 * 2 + 4 * 2}
+    assert sent(LONG, mesh_of(context=4), "ring", True) == {"collective-permute": 3 * 2 + 3 * 2 + 4 * 2}
 
 
 @pytest.mark.slow
@@ -302,11 +308,10 @@ def test_a_policy_that_keeps_attention_out_does_not_go_round_again():
 
 
 def test_no_device_of_a_ring_holds_a_whole_sequence():
-    case = Case(B=1, T=4 * 26, S=4 * 26)
-    text = compiled(case, mesh_of(context=4), "ring", True).as_text()
+    text = compiled(LONG, mesh_of(context=4), "ring", True).as_text()
     sizes = {int(size) for shape in re.findall(r"\w\[([\d,]+)\]", text) for size in shape.split(",")}
     assert 26 in sizes
-    assert max(sizes) < case.T
+    assert max(sizes) < LONG.T
 
 
 # The model.

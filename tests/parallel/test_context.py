@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.axes import BATCH_AXES
 from lm.config import ParallelConfig
+from lm.evaluate.loss import LossEvaluator
 from lm.kernels.flash_attention import flash_attention
 from lm.kernels.flash_attention.options import Options, visible
 from lm.kernels.flash_attention.plan import make_plan
@@ -23,7 +24,7 @@ from lm.parallel.region import region
 from lm.parallel.ring import pairs, steps
 from lm.train.step import build_step
 from tests.kernels.attention_cases import Case
-from tests.train.common import fake_batch, run_steps, scalars, small_config
+from tests.train.common import fake_batch, numpy_batch, run_steps, scalars, small_config
 
 METHODS = ("ring", "ulysses")
 
@@ -327,5 +328,9 @@ def test_losses_agree_with_one_device(method, document_mask):
     single = small_config(**{"data.document_mask": document_mask})
     one = build_step(single, make_mesh(single.parallel, jax.devices()[:1]))
     np.testing.assert_allclose(run_steps(built, 4), run_steps(one, 4), atol=1e-5)
+    evaluated = [
+        LossEvaluator(b.model, b.mesh, b.cross_entropy)(b.init().params, [numpy_batch(0)])["loss"] for b in (built, one)
+    ]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     text = built.step.lower(built.state, fake_batch(built.mesh, 0), scalars(built, 0)).compile().as_text()
     assert ("collective-permute" if method == "ring" else "all-to-all") in text

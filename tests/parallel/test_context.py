@@ -181,18 +181,19 @@ def test_divided_over_two_devices_attention_and_its_gradients_are_the_same(metho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [2, 4])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_attention_and_its_gradients_are_the_same(case, method, context):
-    assert_same(case, mesh_of(context=context), method)
+@pytest.mark.parametrize(
+    "name, context", [*((name, 4) for name in CASES), ("everything", 2)], ids=lambda x: str(x).replace(" ", "_")
+)
+def test_attention_and_its_gradients_are_the_same(name, context, method):
+    assert_same(CASES[name], mesh_of(context=context), method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("documents", [0, 3])
 def test_in_bfloat16_too(method, documents):
-    assert_same(Case(T=32, S=32, documents=documents, dtype="bfloat16"), mesh_of(context=4), method, tolerance=2e-2)
+    assert_same(Case(T=32, S=32, documents=documents, dtype="bfloat16"), mesh_of(context=4), method, tolerance=1e-2)
 
 
 @pytest.mark.slow

@@ -62,6 +62,8 @@ def _check_extension(path: str, value: str, builtin: Sequence[str]) -> None:
 
 def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Config:
     """Fill in derived fields and check what involves more than one field."""
+    parallel = _check_mesh(config.parallel, devices)
+    config = dataclasses.replace(config, parallel=parallel)
     model = _check_model(config, capabilities)
     _check_precision(config.precision, capabilities)
     data, optimizer = config.data, config.optimizer
@@ -84,7 +86,6 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     for name in config.log.sinks:
         if not _EXTENSION.fullmatch(name):
             raise bad_value("log.sinks", name, '"package.module:Name"')
-    parallel = _check_mesh(config.parallel, devices)
     shards = math.prod(getattr(parallel, axis) for axis in BATCH_AXES)
     if data.batch_size % (optimizer.accumulation_steps * shards):
         raise ConfigError(
@@ -94,6 +95,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     if model.num_experts and model.num_experts % parallel.expert:
         raise bad_value("parallel.expert", parallel.expert, f"a divisor of num_experts={model.num_experts}")
     _check_stages(config, optimizer.accumulation_steps * shards)
+    _check_context(data, model, parallel)
     eval_rows = config.eval.batch_size
     if eval_rows is not None and eval_rows % shards:
         raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {shards} batch shards.")
@@ -101,7 +103,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
         raise ConfigError(
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
         )
-    return dataclasses.replace(config, model=model, parallel=parallel)
+    return dataclasses.replace(config, model=model)
 
 
 def _check_source(data: DataConfig) -> None:
@@ -163,6 +165,28 @@ def _check_stages(config: Config, batch_multiple: int) -> None:
                 f"a sequence_length (the third) that divides data.sequence_length={data.sequence_length}, the longest"
             )
             raise bad_value("data.stages", stage, accepted)
+
+
+def _check_context(data: DataConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Refuse sequences and heads that do not divide over the `context` axis (`lm.parallel.columns`)."""
+    context, tensor = parallel.context, parallel.tensor
+    if context == 1:
+        return
+    lengths = {"sequence_length": [data.sequence_length], "stages": [length for _, _, length in data.stages]}
+    for field, values in lengths.items():
+        for length in values:
+            if length % (2 * context):
+                raise ConfigError(
+                    f"config.data.{field}={getattr(data, field)!r}: expected a sequence length that is a multiple of "
+                    f"{2 * context}, two chunks for each of parallel.context={context} devices, not {length}."
+                )
+    heads = model.num_heads // tensor if model.num_kv_heads % tensor == 0 else model.num_heads
+    if parallel.context_method == "ulysses" and heads % context:
+        raise ConfigError(
+            f'config.parallel.context_method="ulysses" divides the {heads} heads that a device has '
+            f"(model.num_heads={model.num_heads}, parallel.tensor={tensor}) by parallel.context={context}: expected a "
+            "multiple of it; use ring."
+        )
 
 
 def _check_model(config: Config, capabilities: Capabilities) -> ModelConfig:
@@ -235,7 +259,8 @@ def _check_experts(config: Config, capabilities: Capabilities) -> str:
 
 
 def _check_attention(config: Config, capabilities: Capabilities, head_dim: int) -> str:
-    model, data = config.model, config.data
+    model, data, context = config.model, config.data, config.parallel.context
+    is_ring = context > 1 and config.parallel.context_method == "ring"
     call = AttentionCall(
         dtype=config.precision.compute,
         head_dim=head_dim,
@@ -243,6 +268,7 @@ def _check_attention(config: Config, capabilities: Capabilities, head_dim: int) 
         segment_ids=data.document_mask,
         window=any(model.window),
         softcap=model.attention_softcap is not None,
+        lse=is_ring,  # by which its parts are merged
     )
     name = capabilities.attention_for(model.attention, call)
     support = capabilities.attention.get(name)
@@ -264,6 +290,7 @@ def _check_attention(config: Config, capabilities: Capabilities, head_dim: int) 
             "segment_ids": "data.document_mask=True (packed documents)",
             "window": f"model.window={model.window!r}",
             "softcap": f"model.attention_softcap={model.attention_softcap}",
+            "lse": f"parallel.context={context} (ring attention)",
         }[lacking]
         raise ConfigError(f"config.model.attention={name!r} cannot honour config.{setting}; use auto.")
     return name

@@ -156,6 +156,35 @@ def test_fields_that_contradict_each_other_are_refused():
     refused(changed(model__experts="dense"), "config.model.experts", "ragged")
 
 
+def test_sequences_and_heads_that_context_parallelism_cannot_divide_are_refused():
+    context = {"parallel__data": "1", "parallel__context": "4"}
+    refused(
+        changed(data__sequence_length="36", **context), "config.data.sequence_length=36", "multiple of 8", devices=4
+    )
+    stages = changed(data__sequence_length="32", data__stages="((0, 64, 4), (10, 64, 32))", **context)
+    refused(stages, "config.data.stages=", "multiple of 8", "not 4", devices=4)
+    ulysses = context | {"parallel__context_method": "ulysses"}
+    refused(
+        changed(model__num_heads="2", **ulysses), 'context_method="ulysses"', "2 heads", "context=4", "ring", devices=4
+    )
+    shared = changed(parallel__tensor="2", **ulysses)
+    refused(shared, 'context_method="ulysses"', "2 heads that a device has", "tensor=2", devices=8)
+    assert resolve(changed(model__num_kv_heads="1", parallel__tensor="2", **ulysses), 8)  # its heads stay together
+    assert resolve(changed(model__num_heads="2", **context), 4).parallel.context_method == "ring"
+    assert resolve(changed(data__sequence_length="36", parallel__context="2"), 2)
+
+
+def test_a_backend_without_a_log_sum_exp_is_refused_in_a_ring():
+    gpu = Capabilities(platform="gpu", device_kind="NVIDIA H200")
+    options = {"data__document_mask": "False", "precision__compute": "bfloat16", "parallel__context": "2"}
+    named = options | {"model__attention": "cudnn"}
+    refused(changed(**named), "'cudnn' cannot honour config.parallel.context=2 (ring", devices=2, capabilities=gpu)
+    assert resolve(changed(**options), 2, gpu).model.attention == "blockwise"
+    for ulysses in (options, named):
+        config = changed(parallel__context_method="ulysses", **ulysses)
+        assert resolve(config, 2, gpu).model.attention == "cudnn"
+
+
 def test_a_mesh_that_does_not_fit_is_refused():
     refused(changed(parallel__data="3"), "config.parallel", "3 devices", "there are 8", devices=8)
     refused(changed(parallel__data="-1", parallel__fsdp="3"), "multiple of 3", "there are 8", devices=8)

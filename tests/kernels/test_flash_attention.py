@@ -143,6 +143,19 @@ def test_a_query_that_sees_no_key_gives_zero_and_no_gradient(implementation):
         np.testing.assert_array_equal(x, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "unrolled"])  # that needs to know the offset
+@pytest.mark.parametrize("offset, window", [(-40, None), (400, 20)], ids=["later", "out of the window"])
+def test_keys_that_no_query_reaches_are_not_even_read(name, offset, window, monkeypatch):
+    """In a ring some chunks of keys are such; where they are is known on the device only."""
+    case = Case(offset=offset, window=window)
+    arrays, _ = case.arrays()
+    for x in arrays[1:3]:
+        x[:] = np.nan
+    for x in computed(case, use(name, monkeypatch), arrays=arrays):
+        np.testing.assert_array_equal(x, 0)
+
+
 def test_offsets_may_differ_by_row(implementation):
     """The decoding form: one query of each row against a cache filled to a length of its own."""
     arrays, _ = Case(T=40, S=40).arrays()

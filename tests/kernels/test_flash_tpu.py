@@ -258,6 +258,18 @@ def test_blocks_are_computed_and_fetched_as_planned(case):
         np.testing.assert_array_equal(counts[..., 1], blocks)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("offset, window", [(-256, None), (1000, 100)], ids=["later", "out of the window"])
+def test_keys_that_no_query_reaches_cost_no_step(offset, window):
+    case = Case(offset=offset, traced_offset=True, window=window)
+    q, k, v, dout, dlse = case.arrays()
+    out, lse, steps = forward(case, q, k * np.nan, v * np.nan, count_steps=True)
+    *grads, steps_back = backward(case, q, k * np.nan, v * np.nan, out, lse, dout, dlse, count_steps=True)
+    np.testing.assert_array_equal(lse, np.float32(MASKED))
+    for x in (out, *grads, steps[..., 0], steps_back[..., 0]):
+        np.testing.assert_array_equal(x, 0)
+
+
 @pytest.mark.parametrize(
     "size, block, expected", [(1100, 1024, 768), (4096, 1024, 1024), (70, 1024, 128), (300, 128, 128)]
 )

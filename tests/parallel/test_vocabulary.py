@@ -143,7 +143,9 @@ def test_rows_and_the_tables_gradient_are_those_of_one_device(sizes, letters, sh
 @pytest.mark.parametrize("length", [1, 15])
 def test_a_prompt_of_any_length_is_looked_up(length):
     table, ids_BT = jax.random.normal(jax.random.key(0), (48, 8)), jnp.arange(length).reshape(1, length) * 3
-    rows = jax.jit(make_lookup(mesh_with(data=2, tensor=4)), static_argnums=(2, 3))(table, ids_BT, jnp.dtype("float32"), "VD")
+    rows = jax.jit(make_lookup(mesh_with(data=2, tensor=4)), static_argnums=(2, 3))(
+        table, ids_BT, jnp.dtype("float32"), "VD"
+    )
     np.testing.assert_array_equal(rows, table[ids_BT])
 
 
@@ -153,9 +155,7 @@ def test_the_embedding_is_reduced_once_into_the_residual_streams_shards():
     both = table_and_gradient(make_lookup(mesh), "VD")
     args = (jnp.ones((V, D)), jnp.zeros((B, T), jnp.int32), jnp.ones((B, T, D)))
     forward = lambda *args: make_lookup(mesh)(*args, jnp.dtype("float32"), "VD")  # noqa: E731
-    assert collectives(jax.jit(forward).lower(*args[:2]).compile().as_text()) == {
-        ("reduce-scatter", (B, T // 4, D)): 1
-    }
+    assert collectives(jax.jit(forward).lower(*args[:2]).compile().as_text()) == {("reduce-scatter", (B, T // 4, D)): 1}
     assert collectives(jax.jit(lambda *args: both(*args)[1]).lower(*args).compile().as_text()) == {
         ("all-gather", (B, T, D)): 1
     }

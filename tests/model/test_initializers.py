@@ -123,6 +123,6 @@ def test_a_gain_of_ones_own():
 
 
 def test_fans_come_from_the_letters_whatever_is_stacked():
-    size = {"L": 3, "E": 5, "D": 128, "F": 64, "N": 8, "K": 2, "H": 32, "V": 1000}
+    size = {"L": 3, "E": 5, "R": 5, "D": 128, "F": 64, "N": 8, "K": 2, "H": 32, "V": 1000}
     expected = {"DNH": (128, 256), "LDKH": (128, 64), "LNHD": (256, 128), "LEDF": (128, 64), "LDR": (128, 5)}
     assert {dims: fans(dims, size) for dims in expected} == expected

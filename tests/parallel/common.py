@@ -1,5 +1,6 @@
 """Meshes, regions over the batch's axes and what a compiled program sends, for the tests of parallel programs."""
 
+import math
 import re
 from collections import Counter
 
@@ -20,7 +21,7 @@ _ALONE = re.compile(r"replica_groups=(\{\{\d+\}|\[\d+,1\]<=)")  # over axes of s
 
 def mesh_with(**sizes: int) -> Mesh:
     parallel = ParallelConfig(**({"data": 1} | sizes))
-    return make_mesh(parallel, jax.devices()[: int(np.prod(list(sizes.values())))])
+    return make_mesh(parallel, jax.devices()[: math.prod(sizes.values())])
 
 
 def over_batch(mesh: Mesh, function, in_specs, out_specs):

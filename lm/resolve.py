@@ -92,13 +92,13 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
             f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
             f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
         )
-    if model.num_experts and model.num_experts % parallel.expert:
-        raise bad_value("parallel.expert", parallel.expert, f"a divisor of num_experts={model.num_experts}")
     _check_stages(config, optimizer.accumulation_steps * shards)
     _check_context(data, model, parallel)
+    _check_division(model, optimizer, parallel)
     eval_rows = config.eval.batch_size
-    if eval_rows is not None and eval_rows % shards:
-        raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {shards} batch shards.")
+    eval_shards = shards * parallel.stage  # each stage keeps rows of its own
+    if eval_rows is not None and eval_rows % eval_shards:
+        raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {eval_shards} batch shards.")
     if config.eval.stride is not None and config.eval.stride > data.sequence_length:
         raise ConfigError(
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
@@ -165,6 +165,40 @@ def _check_stages(config: Config, batch_multiple: int) -> None:
                 f"a sequence_length (the third) that divides data.sequence_length={data.sequence_length}, the longest"
             )
             raise bad_value("data.stages", stage, accepted)
+
+
+def _check_division(model: ModelConfig, optimizer: OptimizerConfig, parallel: ParallelConfig) -> None:
+    """Refuse a model that does not divide over `tensor`, `stage` and `expert`."""
+    tensor, stage, repeats = parallel.tensor, parallel.stage, parallel.pipeline_repeats
+    for name in ("num_heads", "d_ff", "vocab_size"):
+        size = getattr(model, name)
+        if size is not None and size % tensor:
+            raise ConfigError(f"config.parallel.tensor={tensor}: expected a divisor of model.{name}={size}.")
+    if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
+        raise ConfigError(
+            f"config.parallel.tensor={tensor}: expected a divisor or a multiple of model.num_kv_heads="
+            f"{model.num_kv_heads}."
+        )
+    if parallel.expert > 1 and (not model.num_experts or model.num_experts % parallel.expert):
+        raise ConfigError(
+            f"config.parallel.expert={parallel.expert}: expected a divisor of model.num_experts={model.num_experts}."
+        )
+    if stage == 1:
+        if repeats > 1:
+            raise ConfigError(f"config.parallel.pipeline_repeats={repeats}: without stages there is no pipeline.")
+        return
+    if model.num_layers % (stage * repeats * model.period):
+        of_what = f"{stage} stages times {repeats} repeats" + (
+            f" times a pattern of {model.period} layers" if model.period > 1 else ""
+        )
+        raise ConfigError(
+            f"config.parallel.stage={stage}: expected model.num_layers={model.num_layers} to be a multiple of {of_what}."
+        )
+    if optimizer.accumulation_steps % stage:
+        raise ConfigError(
+            f"config.optimizer.accumulation_steps={optimizer.accumulation_steps}: the micro-batches flow through "
+            f"parallel.stage={stage} stages; expected a multiple of it (4 times as many leave a fifth idle)."
+        )
 
 
 def _check_context(data: DataConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
@@ -393,5 +427,9 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
         raise ConfigError(
             f"config.model.vocab_size={wanted}: the tokenizer has {vocab_size} tokens; expected at least that."
         )
-    padded = wanted or 128 * math.ceil(vocab_size / 128)
+    padded, tensor = wanted or 128 * math.ceil(vocab_size / 128), config.parallel.tensor
+    if padded % tensor:
+        raise ConfigError(
+            f"config.model.vocab_size={wanted}: set a multiple of parallel.tensor={tensor}, at least {vocab_size}."
+        )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=padded))

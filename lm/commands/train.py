@@ -316,7 +316,8 @@ def _validation_batches(config: Config, dataset):
         dataset,
         "validation",
         sequence_length=config.data.sequence_length,
-        batch_size=config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation_steps,
+        batch_size=config.eval.batch_size
+        or config.parallel.stage * config.data.batch_size // config.optimizer.accumulation_steps,
         stride=config.eval.stride or config.data.sequence_length,
         max_tokens=config.eval.tokens,
     )

@@ -8,7 +8,8 @@ log-sum-exp in f32. The backward pass goes round once more; the gradients of key
 
 The steps are unrolled: they are few, differ in what they attend to, and may be left out (a window reaches so far).
 A step's keys are sent on before it is computed, and no earlier: the barrier keeps the compiler from sending them
-round at once, which would gather all of them on every device.
+round at once, which would gather all of them on every device. Queries pass it too: their chunks would be cut out for
+all steps at once.
 """
 
 import dataclasses
@@ -158,17 +159,18 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, q_ids_BT, kv_ids_BT, ring: _Ring):
 def _forward(q_BTNH, k_BTKH, v_BTKH, q_ids_BT, kv_ids_BT, ring: _Ring):
     """Return `out_BTNH` in q's type and `lse_BNT` in f32."""
     B, T, N, _ = q_BTNH.shape
-    here = (k_BTKH, v_BTKH, kv_ids_BT)
+    here, queries = (k_BTKH, v_BTKH, kv_ids_BT), (q_BTNH, q_ids_BT)
     out_BTNH, lse_BNT = jnp.zeros(q_BTNH.shape, jnp.float32), jnp.full((B, N, T), MASKED, jnp.float32)
     for _, found, away in ring.walk(T // 2):
         coming = ring.send(here, away)
         for pair in found:
-            q, q_ids, out = _cut((q_BTNH, q_ids_BT, out_BTNH), pair.q_start, pair.length)
+            q, q_ids = _cut(queries, pair.q_start, pair.length)
             k, v, kv_ids = _cut(here, pair.k_start, pair.length)
-            lse = _cut(lse_BNT, pair.q_start, pair.length, axis=2)
-            out, lse = _merged(out, lse, *ring.backend.forward(q, k, v, q_ids, kv_ids, pair.offset, pair.options))
+            part = ring.backend.forward(q, k, v, q_ids, kv_ids, pair.offset, pair.options)
+            out, lse = _cut(out_BTNH, pair.q_start, pair.length), _cut(lse_BNT, pair.q_start, pair.length, axis=2)
+            out, lse = _merged(out, lse, *part)
             out_BTNH, lse_BNT = _put(out_BTNH, out, pair.q_start, 1), _put(lse_BNT, lse, pair.q_start, 2)
-        here, out_BTNH, lse_BNT = jax.lax.optimization_barrier((coming, out_BTNH, lse_BNT))
+        here, queries, out_BTNH, lse_BNT = jax.lax.optimization_barrier((coming, queries, out_BTNH, lse_BNT))
     return out_BTNH.astype(q_BTNH.dtype), lse_BNT
 
 
@@ -183,21 +185,21 @@ def _attend_bwd(ring: _Ring, residuals, dout_BTNH):
     heads, q_ids_BT, kv_ids_BT, out_BTNH, lse_BNT = residuals
     q_BTNH, k_BTKH, v_BTKH = (split_heads(x, dout_BTNH.shape[-1]) for x in heads)
     delta_BNT = row_delta(out_BTNH, dout_BTNH)
-    here = (k_BTKH, v_BTKH, kv_ids_BT)
+    here, queries, rows = (k_BTKH, v_BTKH, kv_ids_BT), (q_BTNH, dout_BTNH, q_ids_BT), (lse_BNT, delta_BNT)
     dq_BTNH, sums, before = jnp.zeros(q_BTNH.shape, jnp.float32), None, 0
     for step, found, away in ring.walk(q_BTNH.shape[1] // 2):
         # The sums of the steps before arrive while this one is computed.
         coming, arriving = ring.send(here, away), None if sums is None else ring.send(sums, step - before)
         sums = [jnp.zeros(x.shape, jnp.float32) for x in here[:2]]
         for pair in found:
-            q, q_ids, dout = _cut((q_BTNH, q_ids_BT, dout_BTNH), pair.q_start, pair.length)
+            q, dout, q_ids = _cut(queries, pair.q_start, pair.length)
             k, v, kv_ids = _cut(here, pair.k_start, pair.length)
-            lse, delta = (_cut(x, pair.q_start, pair.length, axis=2) for x in (lse_BNT, delta_BNT))
+            lse, delta = _cut(rows, pair.q_start, pair.length, axis=2)
             dq, *dkv = ring.backend.backward(q, k, v, q_ids, kv_ids, pair.offset, lse, dout, delta, pair.options)
             dq_BTNH = _add(dq_BTNH, dq, pair.q_start)
             sums = [_add(total, part, pair.k_start) for total, part in zip(sums, dkv, strict=True)]
         sums = sums if arriving is None else jax.tree.map(jnp.add, arriving, sums)
-        here, dq_BTNH, sums = jax.lax.optimization_barrier((coming, dq_BTNH, sums))
+        here, queries, rows, dq_BTNH, sums = jax.lax.optimization_barrier((coming, queries, rows, dq_BTNH, sums))
         before = step
     dk_BTKH, dv_BTKH = ring.send(sums, ring.context - before)
     grads = ((dq_BTNH, q_BTNH), (dk_BTKH, k_BTKH), (dv_BTKH, v_BTKH))

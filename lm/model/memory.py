@@ -1,4 +1,4 @@
-"""Activation memory of a dense model's training step from first principles: no compiler, no device.
+"""Activation memory of a training step from first principles: no compiler, no device.
 
 Letters are dimensions, c the bytes of the compute type. A layer needs for its backward pass, in elements
 of that type,
@@ -27,6 +27,7 @@ does, holds such a copy too (`cast_bytes`).
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lm.axes import ACTIVATIONS
 from lm.config import ModelConfig, remat_names
@@ -43,21 +44,31 @@ def _with_lse(names: Sequence[str], arrays: Mapping[str, str]) -> list[str]:
     return [*names, *more]
 
 
-def _elements(config: ModelConfig, letters: str, batch: int, length: int) -> int:
+Split = Mapping[
+    str, int
+]  # letter -> parts into which a mesh divides it; `stream`: T of the residual stream, besides T's
+
+
+def _elements(config: ModelConfig, letters: str, batch: float, length: int, split: Split = MappingProxyType({})) -> int:
     sizes = {"B": batch, "T": length, "S": length, "D": config.d_model, "F": config.d_ff}
-    sizes |= {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
-    return math.prod(sizes[letter] for letter in letters)
+    sizes |= {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim, "k": config.experts_per_token}
+    parts = {letter: split.get(letter, 1) for letter in letters} | {"S": 1}
+    if letters == "BTD":
+        parts["T"] *= split.get("stream", 1)
+    if config.num_kv_heads % parts.get("K", 1):
+        parts["K"] = 1  # fewer key heads than devices: each holds all of them
+    return round(math.prod(sizes[letter] / parts.get(letter, 1) for letter in letters))
 
 
 def layer_arrays(config: ModelConfig) -> dict[str, str]:
     """Return name -> letters of what a layer's backward pass needs; names outside `ACTIVATIONS` cannot be asked for.
 
-    Raises:
-      ValueError: a mixture of experts, which the formula does not cover.
+    A mixture's tokens stand once for each of their k experts (none dropped, no padding between experts).
     """
-    if config.num_experts:
-        raise ValueError("activation memory is known for dense models only")
     arrays = dict(ACTIVATIONS)
+    if config.num_experts:
+        arrays = {name: letters.replace("TF", "TkF") for name, letters in arrays.items()}
+        arrays |= {"mlp_sorted": "BTkD", "mlp_returned": "BTkD"}
     if config.norm_placement == "post":
         del arrays["attention_norm"], arrays["mlp_norm"]
     if config.norm_placement != "pre":
@@ -75,14 +86,24 @@ def layer_arrays(config: ModelConfig) -> dict[str, str]:
     return arrays
 
 
-def kept_bytes(config: ModelConfig, policy: str, *, batch: int, length: int, itemsize: int) -> tuple[int, int]:
+def kept_bytes(
+    config: ModelConfig,
+    policy: str,
+    *,
+    batch: float,
+    length: int,
+    itemsize: int,
+    split: Split = MappingProxyType({}),
+) -> tuple[int, int]:
     """Return the bytes that one layer keeps from its forward to its backward pass: (on the device, on the host).
 
     Args:
       config: resolved.
       policy: of `config.model.remat`.
-      batch, length: B and T of one device and micro-batch.
+      batch: B of one device and micro-batch.
+      length: T of a row.
       itemsize: c.
+      split: how a mesh divides the other dimensions.
     """
     arrays = layer_arrays(config)
     offloaded: tuple[str, ...] = ()
@@ -96,7 +117,10 @@ def kept_bytes(config: ModelConfig, policy: str, *, batch: int, length: int, ite
         if "dots" in names:  # results of matmuls against parameters, before biases, norms and rotation
             kept += ["BTNH", "BTKH", "BTKH", "BTD", *["BTF"] * (1 + (config.activation in GATED))]
             kept += ["BTD"] * (config.norm_placement != "pre")  # the feed-forward's, which its norm takes in
-    size = lambda letters: (4 if letters == LOG_SUM_EXP else itemsize) * _elements(config, letters, batch, length)  # noqa: E731
+
+    def size(letters: str) -> int:
+        return (4 if letters == LOG_SUM_EXP else itemsize) * _elements(config, letters, batch, length, split)
+
     return sum(map(size, kept)), sum(size(arrays[name]) for name in offloaded if name in arrays)
 
 
@@ -114,24 +138,40 @@ class ActivationBytes:
         return self.kept + self.moment + self.cast_bytes
 
 
+def layer_bytes(
+    config: ModelConfig, *, rows: float, length: int, itemsize: int, split: Split = MappingProxyType({})
+) -> tuple[int, int]:
+    """Return the bytes of (all that a layer's backward pass needs, what of it `config.remat` puts on the host)."""
+    shape = {"batch": rows, "length": length, "itemsize": itemsize, "split": split}
+    return kept_bytes(config, "none", **shape)[0], kept_bytes(config, config.remat, **shape)[1]
+
+
 def activation_bytes(
-    config: ModelConfig, policy: str, *, batch: int, length: int, itemsize: int, parameter_itemsize: int = 4
+    config: ModelConfig,
+    policy: str,
+    *,
+    batch: float,
+    length: int,
+    itemsize: int,
+    parameter_itemsize: int = 4,
+    split: Split = MappingProxyType({}),
 ) -> ActivationBytes:
-    """Return the activation memory of a step; arguments as for `kept_bytes`, for a model on one device."""
-    elements = lambda letters: _elements(config, letters, batch, length)  # noqa: E731
+    """Return the activation memory of a step; arguments as for `kept_bytes`."""
+    elements = lambda letters: _elements(config, letters, batch, length, split)  # noqa: E731
     arrays = layer_arrays(config)
-    device, host = kept_bytes(config, policy, batch=batch, length=length, itemsize=itemsize)
+    device, host = kept_bytes(config, policy, batch=batch, length=length, itemsize=itemsize, split=split)
     everything = itemsize * sum(map(elements, arrays.values()))
     mlp = itemsize * sum(elements(arrays[name]) for name in arrays if name.startswith("mlp_"))
     missing = max(0, everything - device)
     stream = 2 * itemsize * elements("BTD")  # the gradient that goes from layer to layer, and a sublayer's
     is_gated = config.activation in GATED
-    hidden = itemsize * elements("BTF") * (1 + is_gated)
+    hidden = itemsize * elements(arrays["mlp_up"]) * (1 + is_gated)
     block = length if config.attention == "reference" else min(BLOCK, length)
-    scores = 2 * 4 * batch * config.num_heads * block**2 + 4 * (elements("BTNH") + 2 * elements("BTKH"))
-    tokens = min(config.loss_chunk, batch * length)
+    heads = config.num_heads / split.get("N", 1)
+    scores = round(2 * 4 * batch * heads * block**2) + 4 * (elements("BTNH") + 2 * elements("BTKH"))
+    tokens = round(min(config.loss_chunk, batch * length / split.get("T", 1)))
     moments = {
-        "loss": tokens * config.vocab_size * (8 + itemsize),
+        "loss": tokens * config.vocab_size // split.get("V", 1) * (8 + itemsize),
         "feed_forward": missing + hidden + stream,
         "attention": max(0, missing - (mlp if policy != "none" else 0)) + scores + stream,
     }

@@ -1,0 +1,1 @@
+"""What a training run needs on hardware that is not here: memory, communication and time."""

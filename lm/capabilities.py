@@ -75,17 +75,18 @@ ATTENTION: Mapping[str, AttentionSupport] = {
 # Every implementation of the experts' grouped matmuls in `lm.kernels.experts`.
 EXPERTS = ("ragged", "blocked")
 
-# Dense peak matmul rate in FLOP/s per chip and compute type, from the vendors' data sheets
-# (no structured sparsity). A device that is not listed has no MFU: null, never 0.
+# Dense peak matmul rate in FLOP/s per device and type of the operands, from the vendors' data sheets
+# (no structured sparsity). A device that is not listed has no MFU: null, never 0. A TPU7x chip is two devices.
 PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
-    "TPU v4": {"bfloat16": 275e12},
-    "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v5": {"bfloat16": 459e12},
-    "TPU v5p": {"bfloat16": 459e12},
-    "TPU v6 lite": {"bfloat16": 918e12},
-    "NVIDIA A100": {"bfloat16": 312e12, "float16": 312e12},
-    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float16": 989e12},
-    "NVIDIA H200": {"bfloat16": 989e12, "float16": 989e12},
+    "TPU v4": {"bfloat16": 275e12, "int8": 275e12},
+    "TPU v5 lite": {"bfloat16": 197e12, "int8": 393e12},
+    "TPU v5": {"bfloat16": 459e12, "int8": 918e12},
+    "TPU v5p": {"bfloat16": 459e12, "int8": 918e12},
+    "TPU v6 lite": {"bfloat16": 918e12, "int8": 1836e12},
+    "TPU7x": {"bfloat16": 2307e12 / 2, "float8": 4614e12 / 2},
+    "NVIDIA A100": {"bfloat16": 312e12, "float16": 312e12, "int8": 624e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float16": 989e12, "float8": 1979e12, "int8": 1979e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float16": 989e12, "float8": 1979e12, "int8": 1979e12},
 }
 
 # Device kinds, by how they begin, whose matmuls take float8 operands: Hopper, Blackwell, Ironwood.

@@ -49,7 +49,7 @@ def flops_per_token(config: ModelConfig, length: int) -> Mapping[str, float]:
         for path, shape in parameter_shapes(config).items()
         if matrix_axes(PARAMETERS[path])
     }
-    seen = {w: sum(min(t + 1, w or length) for t in range(length)) / length for w in set(config.window)}
+    seen = {w: _keys(length, min(w or length, length)) / length for w in set(config.window)}
     seen_by_all = sum(seen[config.per_layer("window", i)] for i in range(config.num_layers))
     return {
         "attention_projections": 2 * sum(n for path, n in kernels.items() if "/attention/" in path),
@@ -57,6 +57,11 @@ def flops_per_token(config: ModelConfig, length: int) -> Mapping[str, float]:
         "feed_forward": 2 * sum(n for path, n in kernels.items() if "/mlp/" in path or "/experts/" in path),
         "head": 2 * config.d_model * config.vocab_size,
     }
+
+
+def _keys(length: int, window: int) -> int:
+    """Return the sum over t < length of min(t + 1, window)."""
+    return window * (window + 1) // 2 + (length - window) * window
 
 
 def train_flops_per_token(config: ModelConfig, length: int) -> float:

@@ -26,8 +26,11 @@ def make_mesh(parallel: ParallelConfig, devices=None) -> Mesh:
         # The slices' axis over the network between them, all others inside a slice.
         across = tuple(size if axis == "slices" else 1 for axis, size in zip(MESH_AXES, shape, strict=True))
         within = tuple(1 if axis == "slices" else size for axis, size in zip(MESH_AXES, shape, strict=True))
-        return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+    # As `jax.make_mesh`, which refuses axes that are a part of a torus dimension (8 of 16 chips of a 4x4x4).
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def named_sharding(mesh: Mesh, dims: str, shape: tuple[int, ...], table: Mapping) -> NamedSharding:

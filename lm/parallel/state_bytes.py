@@ -28,8 +28,12 @@ def held_bytes(config: Config, mesh: Mapping[str, int]) -> dict[str, int]:
       config: resolved, with `vocab_size`.
       mesh: axis -> size.
     """
-    params, state = _shapes(_without_parallel(config))
-    zero = config.parallel.zero
+    return dict(_held(_without_parallel(config), config.parallel.zero, tuple(mesh.items())))
+
+
+@functools.lru_cache(maxsize=4096)
+def _held(config: Config, zero: int, axes: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    (params, state), mesh = _shapes(config), dict(axes)
     # part -> (its arrays, its table, bytes of an element)
     parts = {
         "parameters": (params, parameter_axes(zero), None),

@@ -1,6 +1,7 @@
 """Hardware that is not here: abstract devices of a TPU slice or a GPU host, to compile for.
 
-A topology is written `v5p:4x4x4` everywhere. TPUs need the extra `tpu` (libtpu is the compiler), GPUs
+A topology is written `v5p:4x4x4` everywhere, and `2*v5e:2x4` where several slices are joined by the data centre's
+network (`config.parallel.slices`). TPUs need the extra `tpu` (libtpu is the compiler), GPUs
 `gpu`; neither needs a device or a driver. The default backend may stay the CPU.
 """
 
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from lm.capabilities import ATTENTION, Capabilities
 from lm.config import ParallelConfig
 from lm.errors import LmError, UsageError, did_you_mean
+from lm.parallel.devices import detect
 from lm.parallel.mesh import make_mesh
 
 # Family -> (device kind as JAX names it, dimensions of its topologies, an example).
@@ -63,11 +65,11 @@ device_description_str: "{kind}"
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Topology:
     """Devices to compile for; nothing can run on them."""
 
-    name: str  # v5p:4x4x4
+    name: str  # v5p:4x4x4, 2*v5p:4x4x4
     devices: tuple  # of jax.Device, abstract
     capabilities: Capabilities
 
@@ -77,24 +79,36 @@ class Topology:
 
 
 def describe(name: str) -> Topology:
-    """Return the devices and capabilities of a topology such as `v5e:4x4`, `v5p:4x4x4` or `h200:8`.
+    """Return the devices and capabilities of a topology such as `v5e:4x4`, `v5p:4x4x4`, `2*v5e:4x4` or `h200:8`.
 
     Raises:
       UsageError: no such family, or not a shape of it.
       LmError: the compiler for it is not installed.
     """
-    family, _, shape = name.partition(":")
+    slices, _, whole = name.rpartition("*")
+    family, _, shape = whole.partition(":")
     families = (*_TPUS, *_GPUS)
-    if family not in families or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+    is_written_well = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) and re.fullmatch(r"([1-9]\d*)?", slices)
+    if family not in families or not is_written_well:
         examples = ", ".join([*(example for *_, example in _TPUS.values()), *(f"{gpu}:8" for gpu in _GPUS)])
         near = did_you_mean(family, families) if family not in families else ""
         raise UsageError(f'topology "{name}": expected a family and its shape, like {examples}.{near}')
-    sizes = tuple(map(int, shape.split("x")))
-    devices = _gpu_devices(name, family, sizes) if family in _GPUS else _tpu_devices(name, family, sizes)
+    sizes, num_slices = tuple(map(int, shape.split("x"))), int(slices or 1)
+    if family in _GPUS and num_slices > 1:
+        raise UsageError(f'topology "{name}": GPUs have no slices; give their number, like {family}:16.')
+    if family in _GPUS:
+        devices = _gpu_devices(name, family, sizes)
+    else:
+        devices = _tpu_devices(name, whole, family, sizes, num_slices)
     kind, platform = (_GPUS[family][0], "gpu") if family in _GPUS else (_TPUS[family][0], "tpu")
     # JAX asks the cuDNN of the machine that compiles; without a GPU there is none.
     attention = {name: support for name, support in ATTENTION.items() if name != "cudnn"}
     return Topology(name, tuple(devices), Capabilities(platform=platform, device_kind=kind, attention=attention))
+
+
+def here() -> Topology:
+    """Return this machine's own devices."""
+    return Topology("here", tuple(jax.devices()), detect())
 
 
 def topology_mesh(topology: Topology, parallel: ParallelConfig) -> Mesh:
@@ -102,19 +116,19 @@ def topology_mesh(topology: Topology, parallel: ParallelConfig) -> Mesh:
     return make_mesh(parallel, topology.devices)
 
 
-def _tpu_devices(name: str, family: str, sizes: tuple[int, ...]):
+def _tpu_devices(name: str, slice_name: str, family: str, sizes: tuple[int, ...], num_slices: int):
     _, rank, example = _TPUS[family]
     if len(sizes) != rank:
         raise UsageError(f'topology "{name}": {family} has {rank} dimensions, like {example}.')
     for variable, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    options = {}
+    options = {"num_slices": num_slices} if num_slices > 1 else {}
     if math.prod(sizes) < 4:  # part of a host
         options["chips_per_host_bounds"] = (*sizes, 1)[:3]
     if family == "v4":
         options["chip_config_name"] = "megacore"  # as on a TPU VM: both cores of a chip are one device
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=slice_name, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(f'topology "{name}": libtpu says {str(error).splitlines()[0]}') from error
     except RuntimeError as error:
@@ -149,10 +163,11 @@ class CompiledStats:
     num_devices: int
     argument_bytes: int  # state and batch; donated, they are the outputs' place too
     temporary_bytes: int  # the most that is alive at one time beside the arguments, gradients among it
-    host_bytes: int  # temporaries offloaded to the host
-    limit_bytes: int  # what a program may use of the device's memory
+    host_bytes: int  # state and temporaries in the host's memory
+    limit_bytes: int | None  # what a program may use of the device's memory; None: not known
     collectives: Mapping[str, int]  # instructions in the program, not how often they run
     seconds: float  # of compilation
+    text: str = dataclasses.field(default="", repr=False)  # the compiled program (HLO); empty where it does not fit
 
     @property
     def peak_bytes(self) -> int:
@@ -161,7 +176,7 @@ class CompiledStats:
     @property
     def fits(self) -> bool:
         """Whether the device can hold it."""
-        return self.peak_bytes <= self.limit_bytes
+        return self.limit_bytes is None or self.peak_bytes <= self.limit_bytes
 
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
@@ -198,8 +213,11 @@ def compile_for(topology: Topology, function: Callable, *arguments: Any, optimiz
         temporary, host = int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit)))), 0
     else:
         # Not `temp_size_in_bytes`: for a TPU that is neither the heap's size nor what is alive at one time.
-        argument, host = memory.argument_size_in_bytes, memory.host_temp_size_in_bytes
+        argument = memory.argument_size_in_bytes
+        host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
         temporary = memory.peak_memory_in_bytes - argument
+        if topology.capabilities.platform == "cpu":  # whose peak is that of the arguments
+            temporary = memory.temp_size_in_bytes
     return CompiledStats(
         topology=topology.name,
         num_devices=topology.num_devices,
@@ -209,6 +227,7 @@ def compile_for(topology: Topology, function: Callable, *arguments: Any, optimiz
         limit_bytes=topology.capabilities.memory_bytes,
         collectives={kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in _COLLECTIVES},
         seconds=seconds,
+        text=text,
     )
 
 

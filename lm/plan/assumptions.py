@@ -19,11 +19,11 @@ class Efficiency:
 
 
 EFFICIENCY: Mapping[str, Efficiency] = {
-    "TPU v4": Efficiency(0.80, 0.40, "v5e's, for want of a run of its own with a known config"),
-    "TPU v5 lite": Efficiency(0.80, 0.40, "MaxText 16B on v5e-256, 61.1 %"),
-    "TPU v5": Efficiency(0.80, 0.40, "MaxText 64B on 64 v5p, 70.3 %"),
-    "TPU v6 lite": Efficiency(0.62, 0.25, "MaxText Llama 3.1 70B on v6e-256, 50.3 %"),
-    "TPU7x": Efficiency(0.80, 0.30, "v5p's matmuls; attention: tokamax's kernels on Ironwood, 25 to 34 %"),
+    "TPU v4": Efficiency(0.78, 0.40, "v5e's, for want of a run of its own with a known config"),
+    "TPU v5 lite": Efficiency(0.78, 0.40, "MaxText 16B on v5e:16x16, 61.1 %"),
+    "TPU v5": Efficiency(0.82, 0.40, "MaxText 64B on v5p:4x4x4, 70.3 %"),
+    "TPU v6 lite": Efficiency(0.65, 0.26, "MaxText Llama 3.1 70B on v6e:16x16, 50.3 %"),
+    "TPU7x": Efficiency(0.65, 0.26, "v6e's: the nearest generation with a published run"),
     "NVIDIA H100": Efficiency(0.60, 0.40, "MaxText Llama 2 7B on A3, 492 TFLOP/s"),
     "NVIDIA H200": Efficiency(0.60, 0.40, "H100's: the same cores"),
 }

@@ -9,6 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 
 
+HOP_SECONDS = 1e-6  # from a chip of a torus to its neighbour [B]
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """What a device can move. Bandwidths are in bytes/s, and one-way where a link has two directions."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from lm.plan.chips import Chip, chip
+from lm.plan.chips import HOP_SECONDS, Chip, chip
 
 
 def bandwidth(mesh: Mesh, axes: Sequence[str]) -> float | None:
@@ -35,6 +35,22 @@ def _bandwidth(mesh: Mesh, axes: tuple[str, ...]) -> float | None:
         # Each slice reduces its own part first: a device sends what it is left with.
         return figures.network_bandwidth
     return _torus(group, mesh, figures)
+
+
+def latency(mesh: Mesh, axes: Sequence[str]) -> float:
+    """Return the seconds that a collective's first byte takes to the farthest device of its group, on a torus."""
+    return _latency(mesh, tuple(axes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _latency(mesh: Mesh, axes: tuple[str, ...]) -> float:
+    figures = chip(mesh.devices.flat[0].device_kind)
+    group = mesh.devices[tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)].reshape(-1)
+    if figures is None or not figures.torus or len({_slice(device) for device in group}) > 1:
+        return 0.0
+    coords = np.array([device.coords for device in group])
+    extents = coords.max(0) - coords.min(0) + 1
+    return HOP_SECONDS * sum(int(e) // 2 if figures.wraps(int(e)) else int(e) - 1 for e in extents)
 
 
 def _switched(group: np.ndarray, figures: Chip) -> float:

@@ -23,7 +23,7 @@ from lm.plan.assumptions import (
     efficiency,
 )
 from lm.plan.chips import chip
-from lm.plan.links import bandwidth
+from lm.plan.links import bandwidth, latency
 from lm.plan.recompute import recomputed
 from lm.plan.transfers import CONTEXT, STAGE, TENSOR, Transfer, held_elements, itemsize, transfers
 
@@ -103,8 +103,7 @@ def predict(config: Config, mesh: Mesh, peak_flops: float | None) -> Prediction 
         return None
     sizes = dict(mesh.shape)
     sent = transfers(config, sizes)
-    seconds = {t: t.sent_bytes / (bandwidth(mesh, t.axes) * LINK_EFFICIENCY) for t in sent}
-    seconds |= {t: s * _all_to_all(t) for t, s in seconds.items() if t.kind == "all-to-all"}
+    seconds = {t: _seconds(t, mesh) for t in sent}
     by_axes: dict[tuple[str, ...], float] = {}
     for t, s in seconds.items():
         by_axes[t.axes] = by_axes.get(t.axes, 0.0) + s
@@ -180,6 +179,8 @@ def _optimizer_traffic(config: Config, mesh: Mapping[str, int]) -> float:
     return elements * (2 * parameter + 2 * moments + 4)
 
 
-def _all_to_all(transfer: Transfer) -> float:
-    """Return how much longer than a ring's share an all-to-all takes: on a ring its blocks travel n / 4 hops."""
-    return max(1.0, transfer.group / 4)
+def _seconds(transfer: Transfer, mesh: Mesh) -> float:
+    """Return a transfer's seconds per step. On a ring the blocks of an all-to-all travel group / 4 hops."""
+    hops = max(1.0, transfer.group / 4) if transfer.kind == "all-to-all" else 1.0
+    sending = hops * transfer.sent_bytes / (bandwidth(mesh, transfer.axes) * LINK_EFFICIENCY)
+    return sending + transfer.count * latency(mesh, transfer.axes)

@@ -19,6 +19,7 @@ scatter before it at stage 1), over `expert` (but the experts' own) and, each mi
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -27,18 +28,18 @@ from lm.axes import (
     BATCH_AXES,
     MODEL_AXES,
     PARAMETERS,
-    SHARED_AXES,
+    SHARDED_AXES,
     gradient_axes,
     parameter_axes,
     partition,
 )
-from lm.config import Config
+from lm.config import Config, ModelConfig
 from lm.model.flops import parameter_shapes
 from lm.plan.collectives import sent_bytes
 from lm.plan.recompute import recomputed
 
 # Mesh axes by what they divide, from the tables.
-SHARED, TENSOR, STAGE, EXPERT = SHARED_AXES["D"][0], MODEL_AXES["F"][0], MODEL_AXES["L"][0], MODEL_AXES["E"][0]
+SHARED, TENSOR, STAGE, EXPERT = SHARDED_AXES["D"][0], MODEL_AXES["F"][0], MODEL_AXES["L"][0], MODEL_AXES["E"][0]
 CONTEXT = ACTIVATION_AXES["T"][0]
 REPLICATED = tuple(axis for axis in BATCH_AXES if axis not in (SHARED, EXPERT))
 
@@ -79,16 +80,19 @@ def itemsize(config: Config) -> int:
 
 def held_elements(config: Config, table: Mapping, mesh: Mapping[str, int], prefix: str = "") -> int:
     """Return the elements that one device holds of the parameters under a path, sharded by a table."""
-    return sum(
-        math.prod(shape) // pieces(PARAMETERS[path], shape, table, mesh)
-        for path, shape in parameter_shapes(config.model).items()
-        if path.startswith(prefix)
-    )
+    shapes = dataclasses.replace(config.model, remat="none")  # which changes none: a search asks for the same again
+    return _held(shapes, tuple(table.items()), tuple(mesh.items()), prefix)
 
 
-def pieces(dims: str, shape: tuple[int, ...], table: Mapping, mesh: Mapping[str, int]) -> int:
-    """Return into how many parts a table divides an array."""
-    return math.prod(mesh[axis] for axes in partition(dims, shape, table, mesh) for axis in axes or ())
+@functools.lru_cache(maxsize=4096)
+def _held(model: ModelConfig, table: tuple, mesh: tuple, prefix: str) -> int:
+    table, mesh = dict(table), dict(mesh)
+
+    def pieces(path: str, shape: tuple[int, ...]) -> int:
+        return math.prod(mesh[axis] for axes in partition(PARAMETERS[path], shape, table, mesh) for axis in axes or ())
+
+    shapes = parameter_shapes(model).items()
+    return sum(math.prod(shape) // pieces(path, shape) for path, shape in shapes if path.startswith(prefix))
 
 
 def _parameters(config: Config, mesh: Mapping[str, int]) -> list[Transfer]:

@@ -14,6 +14,7 @@ VERBS = {  # in the order of use
     "generate": "continue a prompt, streaming",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
+    "plan": "memory, communication and step time on hardware that is not here",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 

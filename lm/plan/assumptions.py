@@ -24,8 +24,8 @@ EFFICIENCY: Mapping[str, Efficiency] = {
     "TPU v5": Efficiency(0.82, 0.40, "MaxText 64B on v5p:4x4x4, 70.3 %"),
     "TPU v6 lite": Efficiency(0.65, 0.26, "MaxText Llama 3.1 70B on v6e:16x16, 50.3 %"),
     "TPU7x": Efficiency(0.65, 0.26, "v6e's: the nearest generation with a published run"),
-    "NVIDIA H100": Efficiency(0.60, 0.40, "MaxText Llama 2 7B on A3, 492 TFLOP/s"),
-    "NVIDIA H200": Efficiency(0.60, 0.40, "H100's: the same cores"),
+    "NVIDIA H100": Efficiency(0.49, 0.40, "MaxText Llama 2 7B on A3 (H100), 492 TFLOP/s"),
+    "NVIDIA H200": Efficiency(0.49, 0.40, "H100's: the same cores"),
 }
 
 ATTENTION_BACKWARD = 2.5  # times the forward's FLOPs: 5 products where forward has 2 (Dao 2023)

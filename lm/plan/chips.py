@@ -8,7 +8,6 @@ assumption and says so.
 import dataclasses
 from collections.abc import Mapping
 
-
 HOP_SECONDS = 1e-6  # from a chip of a torus to its neighbour [B]
 
 

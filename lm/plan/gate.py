@@ -31,9 +31,9 @@ def check_fits(config: Config, capabilities: Capabilities) -> None:
     raise ConfigError(refusal(config, capabilities))
 
 
-def refusal(config: Config, capabilities: Capabilities) -> str:
-    """Return one line: what the step needs, what there is, and the cheapest change."""
-    need, limit = memory(config, mesh_of(config)).total, capabilities.memory_bytes
+def refusal(config: Config, capabilities: Capabilities, need: int | None = None) -> str:
+    """Return one line: what the step needs (a compiler's word, or the formulas'), what there is, the cheapest change."""
+    need, limit = need or memory(config, mesh_of(config)).total, capabilities.memory_bytes
     says = f"config does not fit: {gib(need)} GiB per device, but {capabilities.device_kind} has {gib(limit)}."
     better = cheapest_change(config, capabilities)
     if better is None:

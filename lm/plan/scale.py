@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from lm.axes import MESH_AXES
 from lm.config import Config
 from lm.errors import ConfigError
 from lm.parallel.topology import Topology, describe
@@ -103,36 +104,35 @@ class ScalingPoint:
     """One pod of a weak scaling curve."""
 
     chips: int
-    tokens_per_device: int  # in one step
-    replicas: int
+    curve: str  # how the state is shared and how much work each device has
     plan: Plan
 
 
-def weak_scaling(
-    config: Config, family: str, chips: Sequence[int], rows_per_device: Sequence[int], replicas_of: int | None = None
-) -> list[ScalingPoint]:
-    """Return plans over pods of growing size with the same rows on each device, one micro-batch each.
+def weak_scaling(config: Config, family: str, chips: Sequence[int]) -> list[ScalingPoint]:
+    """Return plans over pods of growing size with the same rows on each device, in one micro-batch.
+
+    Two ways to share the state, ZeRO 3 over all chips of a slice and over 64 with replicas of that, with one row on
+    each device and with four; slices are replicas.
 
     Args:
-      config: resolved; its mesh and batch are replaced: ZeRO 3 over all chips of a slice, slices replicate.
+      config: resolved; its mesh and batch are replaced.
       family: of TPUs.
       chips: sizes of the pods.
-      rows_per_device: one curve each.
-      replicas_of: ZeRO 3 over so many chips instead, replicas of them beyond.
     """
     points = []
     for count in chips:
         topology = describe(sized(family, count))
         slices = int(topology.name.partition("*")[0]) if "*" in topology.name else 1
         inside = topology.num_devices // slices
-        shared = min(inside, replicas_of or inside)
-        for rows in rows_per_device:
-            sizes = dict.fromkeys(config.parallel.__dataclass_fields__, 1) | {"zero": 3, "offload_optimizer": False}
-            sizes |= {"context_method": config.parallel.context_method, SHARED: shared}
-            sizes |= {REPLICATED[0]: slices, REPLICATED[-1]: inside // shared}
-            own = change(config, micro=1, **sizes)
-            batch = rows * topology.num_devices
-            own = dataclasses.replace(own, data=dataclasses.replace(config.data, batch_size=batch))
-            tokens = rows * config.data.sequence_length
-            points.append(ScalingPoint(count, tokens, inside // shared * slices, make_plan(own, topology)))
+        for rows in (1, 4):
+            for over, shared in (("all", inside), ("64", 64)):
+                if shared > inside:
+                    continue
+                sizes = dict.fromkeys(MESH_AXES, 1) | {SHARED: shared}
+                sizes |= {REPLICATED[0]: slices, REPLICATED[-1]: inside // shared}
+                own = change(config, micro=1, zero=3, offload_optimizer=False, pipeline_repeats=1, **sizes)
+                batch = rows * topology.num_devices
+                own = dataclasses.replace(own, data=dataclasses.replace(config.data, batch_size=batch))
+                curve = f"ZeRO 3 over {over}, {rows * config.data.sequence_length:,} tokens a device"
+                points.append(ScalingPoint(count, curve, make_plan(own, topology)))
     return points

@@ -25,7 +25,7 @@ class Collective:
     """Collectives of one kind over the same axes with the same payload."""
 
     kind: str
-    axes: tuple[str, ...]  # of the mesh, along which it runs; () where it stays on its device
+    axes: tuple[str, ...]  # of the mesh, along which it runs
     group: int  # devices that take part in one
     instructions: int  # in the program
     executions: int  # in one run of it
@@ -53,7 +53,7 @@ def collectives(text: str, mesh: Mapping[str, int] | object) -> list[Collective]
       text: `compiled.as_text()`, of any backend.
       mesh: the mesh that it was compiled for (or its axes' sizes, in order).
 
-    A collective that a TPU spreads over several fusions is one. One that runs on a part of an axis is reported on
+    A collective that a TPU spreads over several fusions is one. Groups of one device are left out. One that runs on a part of an axis is reported on
     that axis with its own group.
 
     Raises:
@@ -67,10 +67,10 @@ def collectives(text: str, mesh: Mapping[str, int] | object) -> list[Collective]
         times = counts[computation.name]
         if math.isnan(times):
             raise ValueError(f"{instruction.name} runs in a loop whose length the program does not say")
-        if times == 0:
-            continue
         kind, groups = _kind(computation, instruction), _groups(instruction)
-        group = len(groups[0]) if instruction.opcode.startswith("collective-permute") is False else 2
+        group = 2 if kind == "collective-permute" else len(groups[0])
+        if times == 0 or group == 1:
+            continue
         size = _payload(instruction, kind, group)
         row = rows[kind, _axes(groups, sizes), group, size]
         row[0] += 1
@@ -151,8 +151,8 @@ def _bytes(dtype: str, sizes: str) -> int:
 def _groups(instruction: Instruction) -> np.ndarray | list[list[int]]:
     """Return the devices of each group; for a permutation, the pairs.
 
-    Three ways of writing: `{{0,1},{2,3}}`, `[2,2]<=[4]` (maybe `<=[2,2]T(1,0)`), and
-    `mesh['a'=2,'b'=2] {'a'}`.
+    Three ways of writing: `{{0,1},{2,3}}`, `[2,2]<=[4]` (maybe `<=[2,2]T(1,0)`), and `mesh['a'=2,'b'=2] {'a'}` (maybe
+    with `, device_ids=([2,2]T(1,0))`, or a part of an axis, `{'a':(1)2}`).
     """
     attributes = instruction.attributes
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
@@ -182,7 +182,7 @@ def _named_groups(axes: str, order: str | None, over: str) -> np.ndarray:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     ids = np.arange(math.prod(sizes.values()))
     if order:
-        iota = re.search(r"\[[\d,]+\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", order)
+        iota = re.fullmatch(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", order)
         if not iota:
             raise ValueError(f"cannot read the device order {order}")
         ids = _iota(iota[1], iota[2])

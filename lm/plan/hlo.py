@@ -156,7 +156,7 @@ def trip_count(computations: Mapping[str, Computation], caller: Computation, loo
     limit = _constant(condition, right)
     if limit is None:  # an invariant that was moved out of the loop: what the loop starts with
         carried = _element(condition, right)
-        limit = None if carried is None else _initial(caller, loop, carried)
+        limit = _initial(caller, loop, carried) if carried is not None and _is_unchanged(body, carried) else None
     start, step = _initial(caller, loop, index), _step(computations, body, index)
     if limit is None or start is None or not step or step < 0:
         return None
@@ -211,6 +211,11 @@ def _initial(caller: Computation, loop: Instruction, index: int) -> int | None:
     if whole is None or whole.opcode != "tuple":
         return None
     return _constant(caller, whole.operands[index])
+
+
+def _is_unchanged(body: Computation, index: int) -> bool:
+    root = _source(body, body.root.name)
+    return root is not None and root.opcode == "tuple" and _element(body, root.operands[index]) == index
 
 
 def _step(computations, body: Computation, index: int) -> int | None:

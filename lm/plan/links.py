@@ -31,10 +31,12 @@ def _bandwidth(mesh: Mesh, axes: tuple[str, ...]) -> float | None:
         return math.inf
     if not figures.torus:
         return _switched(group, figures)
-    if len({_slice(device) for device in group}) > 1:
-        # Each slice reduces its own part first: a device sends what it is left with.
-        return figures.network_bandwidth
-    return _torus(group, mesh, figures)
+    own = np.array([device for device in group if _slice(device) == _slice(group[0])])
+    inside = _torus(own, mesh, figures) if len(own) > 1 else math.inf
+    if len(own) == len(group):
+        return inside
+    # A slice reduces first, then each of its devices sends its share of the result over the network.
+    return min(inside, len(own) * figures.network_bandwidth)
 
 
 def latency(mesh: Mesh, axes: Sequence[str]) -> float:

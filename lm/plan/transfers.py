@@ -2,8 +2,8 @@
 
 c is the bytes of the compute type. Each micro-batch, on each device:
 
-    ZeRO 3      every layer's parameters gathered over `fsdp`, in the compute type, forward and again backward; their
-                gradients scattered, in f32; embedding and head gathered and scattered once
+    ZeRO 3      every layer's parameters gathered over `fsdp`, in the compute type, forward and again backward, 2 L + 1
+                times in all; their gradients scattered, in f32; embedding and head gathered and scattered once
     ZeRO 2      the gradients scattered over `fsdp`, in f32
     tensor      per layer, with sequence-parallel norms (Korthikanti et al. 2022): an all-gather and a reduce-scatter
                 of B T D c around attention and around the feed-forward, forward and backward, and what of the forward
@@ -13,9 +13,8 @@ c is the bytes of the compute type. Each micro-batch, on each device:
     expert      tokens go to their experts' devices and back
     stage       activations go to the next stage
 
-and each step: the gradients' all-reduce over `slices` and `data` (of their `fsdp` shards from ZeRO 1 on, with the
-scatter before it at stage 1), over `expert` (but the experts' own) and, each micro-batch, over `context`; and at stages
-1 and 2 the gather of the updated parameters.
+and each step: the gradients' all-reduce over the replicas (of their `fsdp` shards from ZeRO 1 on, with the scatter
+before it at stage 1), each micro-batch over `context`, and at stages 1 and 2 the gather of the updated parameters.
 """
 
 import dataclasses
@@ -26,6 +25,7 @@ from collections.abc import Mapping
 from lm.axes import (
     ACTIVATION_AXES,
     BATCH_AXES,
+    MESH_AXES,
     MODEL_AXES,
     PARAMETERS,
     SHARDED_AXES,
@@ -98,23 +98,22 @@ def _held(model: ModelConfig, table: tuple, mesh: tuple, prefix: str) -> int:
 def _parameters(config: Config, mesh: Mapping[str, int]) -> list[Transfer]:
     zero, micro, c = config.parallel.zero, config.optimizer.accumulation_steps, itemsize(config)
     passes = micro if mesh.get(STAGE, 1) == 1 else 1  # a pipeline's stage keeps its layers over the micro-batches
-    share = mesh.get(SHARED, 1)
-    whole = held_elements(config, parameter_axes(0), mesh)
-    layers = held_elements(config, parameter_axes(0), mesh, "layers/")
-    rest, count, out = whole - layers, config.model.num_layers // mesh.get(STAGE, 1), []
-    one = lambda what, kind, size, n, hidden=True: out.append(Transfer(what, kind, (SHARED,), share, size, n, hidden))  # noqa: E731
+    share, out = mesh.get(SHARED, 1), []
+    whole, layers = _sharded(config, mesh, ""), _sharded(config, mesh, "layers/")
+    count = config.model.num_layers // mesh.get(STAGE, 1)
+
+    def one(what: str, kind: str, size: float, times: float, hidden: bool = True) -> None:
+        out.append(Transfer(what, kind, (SHARED,), share, size, times, hidden))
+
     if zero == 3:
-        again = 2 if config.model.num_layers else 1
-        one("layers' parameters, forward and backward", "all-gather", layers / count * c, again * count * passes)
+        one("layers' parameters, forward and backward", "all-gather", layers / count * c, (2 * count + 1) * passes)
         one("layers' gradients", "reduce-scatter", layers / count * 4, count * passes)
-        one("embedding and head", "all-gather", rest * c, passes, False)
-        one("embedding's and head's gradients", "reduce-scatter", rest * 4, passes, False)
+        one("embedding and head", "all-gather", (whole - layers) * c, passes, False)
+        one("embedding's and head's gradients", "reduce-scatter", (whole - layers) * 4, passes, False)
     elif zero == 2:
         one("gradients", "reduce-scatter", whole * 4, micro)
     elif zero == 1:
         one("gradients", "reduce-scatter", whole * 4, 1, False)
-    else:
-        one("gradients", "all-reduce", whole * 4, 1, False)
     if zero in (1, 2):
         one(
             "updated parameters",
@@ -123,19 +122,26 @@ def _parameters(config: Config, mesh: Mapping[str, int]) -> list[Transfer]:
             1,
             False,
         )
+    # What is left to sum over the other rows; experts that are spread over devices see the rows of all of them.
+    replicas = (*REPLICATED, *((SHARED,) if zero == 0 else ()))
     shard = held_elements(config, gradient_axes(2 if zero else 0), mesh)
-    experts = (
-        held_elements(config, gradient_axes(2 if zero else 0), mesh, "layers/experts/")
-        if mesh.get(EXPERT, 1) > 1
-        else 0
-    )
-    for axis, size, times in (
-        *((axis, shard, 1) for axis in REPLICATED),
-        (EXPERT, shard - experts, 1),
-        (CONTEXT, shard, micro),
-    ):
-        out.append(Transfer(f"gradients over {axis}", "all-reduce", (axis,), mesh.get(axis, 1), size * 4, times, False))
+    experts = held_elements(config, gradient_axes(2 if zero else 0), mesh, "layers/experts/")
+    spread = experts if mesh.get(EXPERT, 1) > 1 else 0
+    sums = [("gradients", (*replicas, EXPERT), shard - spread, 1), ("experts' gradients", replicas, spread, 1)]
+    sums.append(("gradients of the sequence's parts", (CONTEXT,), shard, micro))
+    for what, axes, size, times in sums:
+        over = tuple(axis for axis in MESH_AXES if axis in axes and mesh.get(axis, 1) > 1)
+        group = math.prod(mesh[axis] for axis in over)
+        out.append(Transfer(what, "all-reduce", over, group, size * 4, times, False))
     return out
+
+
+def _sharded(config: Config, mesh: Mapping[str, int], prefix: str) -> float:
+    """Return the elements, whole over `fsdp`, of the parameters that ZeRO shards: all but vectors."""
+    parts, whole = mesh.get(SHARED, 1), held_elements(config, parameter_axes(0), mesh, prefix)
+    if parts == 1:
+        return 0
+    return (whole - held_elements(config, parameter_axes(3), mesh, prefix)) * parts / (parts - 1)
 
 
 def _activations(config: Config, mesh: Mapping[str, int]) -> list[Transfer]:

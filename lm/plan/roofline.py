@@ -168,7 +168,7 @@ def _memory_traffic(config: Config, mesh: Mapping[str, int]) -> tuple[float, flo
 def model_split(mesh: Mapping[str, int]) -> dict[str, int]:
     """Return letter -> into how many parts the mesh divides that dimension of a layer's activations."""
     tensor, context = mesh.get(TENSOR, 1), mesh.get(CONTEXT, 1)
-    return {"N": tensor, "K": tensor, "F": tensor, "T": context, "stream": tensor}
+    return {"N": tensor, "K": tensor, "F": tensor, "V": tensor, "T": context, "stream": tensor}
 
 
 def _optimizer_traffic(config: Config, mesh: Mapping[str, int]) -> float:

@@ -41,14 +41,31 @@ def test_the_refusal_says_what_is_needed_what_there_is_and_what_to_change():
     [
         ("llama_1b", 16, V5E, {"data.batch_size": "128"}, ["model.remat"]),
         # Nothing is left to recompute or offload: fewer rows at a time.
-        ("llama_1b", 16, V5E, {"model.remat": "offload:block_input", "data.batch_size": "1024"}, ["optimizer.accumulation_steps"]),
+        (
+            "llama_1b",
+            16,
+            V5E,
+            {"model.remat": "offload:block_input", "data.batch_size": "1024"},
+            ["optimizer.accumulation_steps"],
+        ),
         # One row each: the state must be shared more.
-        ("llama_7b", 16, V5P, {"parallel.zero": "0", "model.remat": "offload:block_input", "data.batch_size": "16"}, ["parallel.zero"]),
         (
             "llama_7b",
             16,
             V5P,
-            {"parallel.fsdp": "1", "parallel.data": "16", "model.remat": "offload:block_input", "data.batch_size": "16"},
+            {"parallel.zero": "0", "model.remat": "offload:block_input", "data.batch_size": "16"},
+            ["parallel.zero"],
+        ),
+        (
+            "llama_7b",
+            16,
+            V5P,
+            {
+                "parallel.fsdp": "1",
+                "parallel.data": "16",
+                "model.remat": "offload:block_input",
+                "data.batch_size": "16",
+            },
             ["parallel.data", "parallel.fsdp"],
         ),
     ],

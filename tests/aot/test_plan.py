@@ -85,9 +85,10 @@ def test_a_7b_model_on_one_v5e_host_is_refused_with_what_to_do():
 def test_a_slice_of_a_pod_has_the_same_work_per_device():
     assert slice_of("v5p:16x16x16") == "v5p:8x8x8" and slice_of("4*v5e:16x16") == "v5e:16x16"
     topology = describe("v5p:8x8x16")
-    config = resolve_for(load_config("experiments/llama_70b.py", [("parallel.data", "2")]), topology)
+    larger = [("parallel.data", "2"), ("data.batch_size", "2048")]
+    config = resolve_for(load_config("experiments/llama_70b.py", larger), topology)
     smaller = shrunk(config, 2)
-    assert (smaller.parallel.data, smaller.parallel.fsdp, smaller.data.batch_size) == (1, 512, 512)
+    assert (smaller.parallel.data, smaller.parallel.fsdp, smaller.data.batch_size) == (1, 512, 1024)
     with pytest.raises(ConfigError, match="same work per device"):
         shrunk(config, 3)
 

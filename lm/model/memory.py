@@ -130,8 +130,13 @@ class ActivationBytes:
 
     kept: int  # from the forward to the backward pass, all layers
     offloaded: int  # the same, on the host
-    moment: int  # what the worst moment adds
+    moments: Mapping[str, int]  # what each moment adds: `loss`, `feed_forward`, `attention`
     cast_bytes: int  # parameters of the layers in the compute type
+
+    @property
+    def moment(self) -> int:
+        """What the worst moment adds."""
+        return max(self.moments.values())
 
     @property
     def total(self) -> int:
@@ -179,6 +184,6 @@ def activation_bytes(
     return ActivationBytes(
         kept=config.num_layers * device,
         offloaded=config.num_layers * host,
-        moment=max(moments.values()),
+        moments=moments,
         cast_bytes=layers * itemsize if itemsize < parameter_itemsize else 0,
     )

@@ -1,15 +1,21 @@
 """What a training step needs of one device's memory, from first principles: for any mesh, no compiler.
 
-The step's arguments are the state's shards and the batch. Beside them the worst moment of a micro-batch's backward
-pass holds
+The step's arguments are the state's shards and the batch. Beside them are there throughout
 
     accumulated gradients, f32, where there are several micro-batches
-    this micro-batch's gradients, f32: at stage 3 each layer's are scattered as they are made, at 2 when all are there
-    activations, kept and of the worst moment (`lm/model/memory.py`), divided by tensor and context parallelism; a
-        pipeline keeps those of all its micro-batches
-    at stage 3 two layers' parameters, gathered in the compute type, and one layer's whole gradients; below it a copy
-        of all layers in the compute type
-    embedding and head, whole over `fsdp`, in the compute type, and their gradients in f32
+    activations that are kept (`lm/model/memory.py`), divided by tensor and context parallelism; a pipeline keeps those
+        of all its micro-batches
+    below ZeRO 3 a copy of all layers in the compute type
+
+and the worst of three moments of a micro-batch; R are the embedding's and the head's parameters, c the bytes of the
+compute type:
+
+    loss      the moment of the loss, the head and its transpose (2 c) with its f32 gradient, and at stage 3 a layer that is
+              gathered ahead
+    backward  the worst moment of a layer, the head's gradient (c), this micro-batch's gradients of the layers, f32 (at
+              stage 3 each layer's are scattered as they are made, at 2 when all are there), and at stage 3 two gathered
+              layers and one layer's whole gradients
+    end       all gradients of the micro-batch, R whole in f32 twice, in the activations' place
 
 `lm plan` compares the sum with the compiler's peak wherever it compiles.
 """
@@ -23,7 +29,7 @@ from lm.config import Config
 from lm.model.memory import activation_bytes
 from lm.parallel.state_bytes import held_bytes
 from lm.plan.roofline import model_split
-from lm.plan.transfers import CONTEXT, STAGE, TENSOR, held_elements, itemsize
+from lm.plan.transfers import CONTEXT, REPLICATED, SHARED, STAGE, TENSOR, held_elements, itemsize
 
 _BATCH_ARRAYS = 6  # of 4 bytes a token: see `lm/train/aot.py`
 
@@ -38,7 +44,7 @@ class Memory:
     batch: int
     gradients: int  # accumulated ones and those of the micro-batch at hand
     activations: int  # kept from the forward to the backward pass
-    working: int  # the worst moment of a layer or the loss
+    working: int  # the worst moment
     gathered: int  # parameters that are whole, or in the compute type, for a time, and their gradients
     host: int  # offloaded to the host's memory
 
@@ -81,27 +87,65 @@ def memory(config: Config, mesh: Mapping[str, int]) -> Memory:
         split=model_split(mesh),
     )
     in_flight = micro + stages - 1 if stages > 1 else 1
-    accumulated = 4 * held_elements(config, gradient_axes(zero), mesh)
-    at_hand = 4 * held_elements(config, parameter_axes(zero), mesh)
+    accumulated = 4 * _accumulated(config, mesh) if micro > 1 else 0
+    kept = activations.kept // stages * in_flight
+    worst = max(_moments(config, mesh, activations.moments, c, kept), key=lambda moment: moment.total)
     tokens = config.data.batch_size * length // math.prod(n for a, n in mesh.items() if a not in (STAGE, TENSOR))
+    layers = held_elements(config, parameter_axes(0), mesh, "layers/")
     return Memory(
         parameters=state["parameters"],
         optimizer=0 if config.parallel.offload_optimizer else state["optimizer"],
         average=state.get("average", 0),
         batch=4 * _BATCH_ARRAYS * tokens,
-        gradients=at_hand + (accumulated if micro > 1 else 0),
-        activations=activations.kept // stages * in_flight,
-        working=activations.moment,
-        gathered=_gathered(config, mesh, c, parameter_size),
+        gradients=worst.gradients + accumulated,
+        activations=kept,
+        working=worst.working,
+        gathered=worst.gathered + (layers * c if zero < 3 and c < parameter_size else 0),
         host=activations.offloaded // stages * in_flight
         + (state["optimizer"] if config.parallel.offload_optimizer else 0),
     )
 
 
-def _gathered(config: Config, mesh: Mapping[str, int], c: int, parameter_size: int) -> int:
-    whole = held_elements(config, parameter_axes(0), mesh)
-    layers = held_elements(config, parameter_axes(0), mesh, "layers/")
-    if config.parallel.zero == 3 and whole > held_elements(config, parameter_axes(3), mesh):
-        layer = layers // (config.model.num_layers // mesh.get(STAGE, 1))
-        return (2 * c + 4) * layer + (c + 4) * (whole - layers)
-    return (layers * c if c < parameter_size else 0) + (whole - layers) * (c if c < parameter_size else 0)
+def _accumulated(config: Config, mesh: Mapping[str, int]) -> int:
+    """Return the elements of gradients that are summed over micro-batches.
+
+    libtpu 0.0.42 turns a reduce-scatter over all chips of a slice into an all-reduce, and moves that of embedding and
+    head out of the loop over micro-batches: there they are summed whole, and reduced once per step.
+    """
+    held = held_elements(config, gradient_axes(config.parallel.zero), mesh)
+    others = math.prod(size for axis, size in mesh.items() if axis not in (SHARED, REPLICATED[0]))
+    if config.parallel.zero < 3 or others > 1 or mesh.get(SHARED, 1) == 1:
+        return held
+    whole, layers = (held_elements(config, parameter_axes(0), mesh, prefix) for prefix in ("", "layers/"))
+    return held_elements(config, parameter_axes(3), mesh, "layers/") + whole - layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moment:
+    """Bytes at one moment of a micro-batch."""
+
+    working: int
+    gradients: int
+    gathered: int  # parameters that are whole for a time, and their gradients
+
+    @property
+    def total(self) -> int:
+        return self.working + self.gradients + self.gathered
+
+
+def _moments(
+    config: Config, mesh: Mapping[str, int], activations: Mapping[str, int], c: int, kept: int
+) -> list[_Moment]:
+    """Return the moments of the loss, the backward pass and the end."""
+    whole, layers = (held_elements(config, parameter_axes(0), mesh, prefix) for prefix in ("", "layers/"))
+    rest, zero = whole - layers, config.parallel.zero
+    head = rest if config.model.tie_embeddings else rest // 2
+    is_gathered = zero == 3 and held_elements(config, parameter_axes(3), mesh) < whole
+    layer = layers // max(1, config.model.num_layers // mesh.get(STAGE, 1)) if is_gathered else 0
+    own = 4 * held_elements(config, parameter_axes(zero), mesh, "layers/")
+    work = max(size for name, size in activations.items() if name != "loss")
+    return [
+        _Moment(activations["loss"], 0, (2 * c + 4) * head + c * layer),
+        _Moment(work, own, c * head + (2 * c + 4) * layer),
+        _Moment(0, own, max(0, 8 * rest - kept)),  # where the activations were
+    ]

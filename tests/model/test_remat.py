@@ -113,11 +113,6 @@ def test_what_a_layer_keeps_is_what_the_formula_says(policy, shape, compute):
     assert sum(math.prod(s) * d.itemsize * n for (s, d), n in kept.items()) - got - lse <= 64 * config.num_layers
 
 
-def test_the_formula_says_that_it_does_not_know_mixtures():
-    with pytest.raises(ValueError, match="dense models only"):
-        kept_bytes(model_of("none", **SHAPES["mixture"]).config, "none", batch=B, length=T, itemsize=4)
-
-
 def gradients(model: Transformer, params):
     ids_BT, positions_BT, segment_ids_BT = small_batch()
 

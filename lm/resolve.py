@@ -95,6 +95,11 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     _check_stages(config, optimizer.accumulation_steps * shards)
     _check_context(data, model, parallel)
     _check_division(model, optimizer, parallel)
+    if parallel.offload_optimizer and not capabilities.can_offload:
+        raise ConfigError(
+            f"config.parallel.offload_optimizer=True moves the optimizer's state to the host's memory; on "
+            f"{capabilities.platform} the device's memory is the host's. Leave it out."
+        )
     eval_rows = config.eval.batch_size
     eval_shards = shards * parallel.stage  # each stage keeps rows of its own
     if eval_rows is not None and eval_rows % eval_shards:

@@ -70,6 +70,7 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
     from lm.data.prepare import prepare
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh
+    from lm.plan.gate import check_fits
     from lm.report.run import write_run_report
     from lm.train.console import Console, SilentConsole, compact, duration
     from lm.train.loop import train
@@ -94,6 +95,7 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
         _check_tokenizer(config, dataset)
         validation = _validation_batches(config, dataset)
         config = with_vocabulary(config, dataset.vocab_size)
+        check_fits(config, detect())
 
         # 2. The run's folder: a new one, or one of the same config.
         identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)

@@ -114,7 +114,8 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         tokens = jnp.sum(batch["weights_BT"])
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         optimizer = build_optimizer(config, hparams)
-        training_params = optimizer.training_params(state.params, state.opt_state)
+        opt_state = jax.device_put(state.opt_state, on_device) if is_offloaded else state.opt_state
+        training_params = optimizer.training_params(state.params, opt_state)
         grad_scale = 1 / jnp.maximum(tokens, 1)
         if is_scaled:  # before anything is rounded to fp16: the cross-entropy makes its gradient in the forward pass
             grad_scale = grad_scale * state.extra["loss_scale"]["scale"]
@@ -125,7 +126,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
         # Updated where the optimizer's state is; at stages 1 and 2 the new parameters are gathered.
         params = as_optimizer(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, _f32(params))
+        updates, opt_state = optimizer.update(grads, opt_state, _f32(params))
         if precision.stochastic_rounding:
             params = rounding.apply_updates(params, updates, jax.random.fold_in(step_key, _ROUNDING))
         else:
@@ -162,6 +163,10 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             for name, part in shapes.extra.items()
         },
     )
+    on_device, is_offloaded = shardings.opt_state, config.parallel.offload_optimizer
+    if is_offloaded:
+        to_host = lambda sharding: sharding.with_memory_kind("pinned_host")  # noqa: E731
+        shardings = dataclasses.replace(shardings, opt_state=jax.tree.map(to_host, on_device))
     in_specs = (
         zero.parameter_specs,
         jax.tree.map(lambda sharding: sharding.spec, shardings.frozen),

@@ -24,10 +24,10 @@ Measured with jax 0.10.2 and libtpu 0.0.42.1:
     v5e  forward   1024 ours       5091   4285  80.5%   1430   1378
     v5e  forward   1024 splash     6325   4844  64.8%   2881   2881
                         ratio      1.24   1.13
-    v5e  backward   512 ours       2911   2264  87.9%    594    539
+    v5e  backward   512 ours       2863   2264  89.4%    594    539
     v5e  backward   512 splash     2930   2403  87.4%    703    695
-                        ratio      1.01   1.06
-    v5e  backward  1024 ours      10130   9288 101.1%   2585   2357
+                        ratio      1.02   1.06
+    v5e  backward  1024 ours      10116   9288 101.2%   2585   2357
     v5e  backward  1024 splash    10119   9011 101.2%   3638   3537
                         ratio      1.00   0.97
     v6e  forward    512 ours       1263    807  40.5%    451    397
@@ -36,12 +36,12 @@ Measured with jax 0.10.2 and libtpu 0.0.42.1:
     v6e  forward   1024 ours       2989   2316  68.5%   2244   1889
     v6e  forward   1024 splash     3752   2942  54.6%   4018   3122
                         ratio      1.26   1.27
-    v6e  backward   512 ours       1928   1318  66.4%    576    496
+    v6e  backward   512 ours       1859   1318  68.9%    576    496
     v6e  backward   512 splash     1801   1429  71.1%    484    484
-                        ratio      0.93   1.08
-    v6e  backward  1024 ours       5597   4802  91.5%   2458   1934
+                        ratio      0.97   1.08
+    v6e  backward  1024 ours       5514   4802  92.9%   2458   1934
     v6e  backward  1024 splash     6073   5389  84.3%   4184   4027
-                        ratio      1.09   1.12
+                        ratio      1.10   1.12
 """
 
 import argparse

@@ -105,11 +105,12 @@ def schedules():
         (("v6e", "forward", 1024), 3100, 1950),
         (("v5e", "backward", 512), 3000, 560),
         (("v5e", "backward", 1024), 10400, 2450),
+        (("v6e", "backward", 512), 1895, 520),
         (("v6e", "backward", 1024), 5750, 2000),
     ],
     ids=str,
 )
 def test_schedules_are_no_longer_than_they_were(schedules, kernel, bundles, spills):
-    """JAX's splash attention takes 6325, 3752, 2930, 10119 and 6073 bundles."""
+    """JAX's splash attention takes 6325, 3752, 2930, 10119, 1801 and 6073 bundles."""
     assert schedules[kernel]["bundles"] <= bundles
     assert schedules[kernel]["spills"] <= spills

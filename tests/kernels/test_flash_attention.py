@@ -20,9 +20,10 @@ from tests.train.common import mesh_of
 # The blockwise backend in each of its ways, in blocks small enough for small problems.
 ALWAYS = ((math.inf, 16),)
 WAYS = {
-    "unrolled": blockwise._Way(unrolled=ALWAYS, looped=ALWAYS, at_once=False, chunk=32, widen=True),
-    "loops": blockwise._Way(unrolled=(), looped=ALWAYS, at_once=False, chunk=16, widen=True),
-    "accelerator": blockwise._Way(unrolled=(), looped=ALWAYS, at_once=True, chunk=16, widen=True),
+    "unrolled": blockwise._Way(unrolled=ALWAYS, windowed=(), looped=ALWAYS, at_once=False, chunk=32, widen=True),
+    "loops": blockwise._Way(unrolled=(), windowed=(), looped=ALWAYS, at_once=False, chunk=16, widen=True),
+    "runs": blockwise._Way(unrolled=(), windowed=ALWAYS, looped=ALWAYS, at_once=False, chunk=16, widen=True),
+    "accelerator": blockwise._Way(unrolled=(), windowed=(), looped=ALWAYS, at_once=True, chunk=16, widen=True),
 }
 
 

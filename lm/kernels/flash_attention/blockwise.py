@@ -5,7 +5,8 @@ queries walks over the blocks of keys that the plan gives it. The backward pass 
 log-sum-exp, walking over blocks of queries for each block of keys. Where the bounds are known while tracing and the
 blocks are few, the loops are unrolled and neighbouring blocks joined to chunks (a few large matmuls instead of many
 small ones); else they run from bound to bound, so that what documents or a window leave out is neither read nor
-computed. Every sum has a fixed order: the results are deterministic.
+computed. Under a known window of moderate size nearly all blocks meet equally many: each run of such blocks is one
+loop, whose turns take all that a block meets at once. Every sum has a fixed order: the results are deterministic.
 
 The code is that of one key/value head and its G query heads. On CPU one head follows another, its logits in cache:
 XLA's CPU backend divides one large matmul among the cores, but not the parts of a batched one. Elsewhere, and where
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm.kernels.flash_attention.options import MASKED, Options, visible
 from lm.kernels.flash_attention.plan import Plan, Ranges, make_plan
@@ -31,6 +33,7 @@ class _Way:
 
     Attributes:
       unrolled: (greatest length, block) from which loops of known bounds are unrolled; the first that fits.
+      windowed: (greatest window, block) of loops over runs, where the window's bounds are known.
       looped: (greatest length, block) of other loops.
       at_once: all heads, or one after another.
       chunk: queries or keys to which unrolled blocks are joined.
@@ -38,27 +41,34 @@ class _Way:
     """
 
     unrolled: tuple[tuple[float, int], ...]
+    windowed: tuple[tuple[float, int], ...]
     looped: tuple[tuple[float, int], ...]
     at_once: bool
     chunk: int
     widen: bool
 
-    def block(self, length: int, *, is_static: bool) -> tuple[int, bool]:
-        """Return the block for a length, and whether loops over it are unrolled."""
+    def block(self, length: int, window: int | None, *, is_static: bool) -> tuple[int, str]:
+        """Return the block, and how blocks are gone over: "unrolled", in "runs", or with loops to traced "bounds"."""
         for limit, block in self.unrolled if is_static else ():
             if length <= limit:
-                return block, True
-        return next(block for limit, block in self.looped if length <= limit), False
+                return block, "unrolled"
+        for limit, block in self.windowed if is_static and window is not None else ():
+            if window <= limit:
+                return block, "runs"
+        return next(block for limit, block in self.looped if length <= limit), "bounds"
 
 
 _CPU = _Way(
     unrolled=((128, 128), (256, 64), (1024, 128), (2048, 256)),
+    windowed=((256, 128), (1024, 256)),
     looped=((1023, 128), (math.inf, 512)),
     at_once=False,
     chunk=1024,
     widen=True,
 )
-_ACCELERATOR = _Way(unrolled=((512, 256),), looped=((math.inf, 256),), at_once=True, chunk=256, widen=False)
+_ACCELERATOR = _Way(
+    unrolled=((512, 256),), windowed=(), looped=((math.inf, 256),), at_once=True, chunk=256, widen=False
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +81,7 @@ class _Problem:
     num_keys: int
     block_q: int
     block_k: int
-    is_unrolled: bool
+    loops: str
 
     def plan(self, q_ids_RT, kv_ids_RS, offset) -> Plan:
         return make_plan(
@@ -103,9 +113,14 @@ class _Problem:
             a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
-    def walk(self, bounds, body: Callable, carry: Any) -> Any:
-        """Apply `body(number, carry, count=…, masked=…)` to blocks `[lo, hi)`, masked outside `[full_lo, full_hi)`."""
+    def walk(self, bounds, width: int | None, body: Callable, carry: Any) -> Any:
+        """Apply `body(number, carry, count=…, masked=…)` to blocks `[lo, hi)`, masked outside `[full_lo, full_hi)`.
+
+        With a width, which is `hi - lo`, it is applied once.
+        """
         lo, full_lo, full_hi, hi = bounds
+        if width is not None:
+            return body(lo, carry, count=width, masked=True) if width else carry
         step = max(1, self.way.chunk // max(self.block_q, self.block_k))
         if isinstance(lo, int) and 0 < hi - lo <= step:  # one matmul, masked for the sake of a few of its logits
             return body(lo, carry, count=hi - lo, masked=(lo, hi) != (full_lo, full_hi))
@@ -125,15 +140,27 @@ def _cut(x, axis: int, number, count: int, block: int):
     return jax.lax.dynamic_slice_in_dim(x, number * block, count * block, axis)
 
 
-def _each(ranges: Ranges, body: Callable, carry: Any, *, unrolled: bool) -> tuple[Any, Any]:
-    """Scan `body(number, bounds, carry) -> (carry, y)` over the blocks that own the ranges; ys are stacked."""
-    numbers = range(ranges.lo.shape[1])
-    if not unrolled:
-        bounds = tuple(jnp.asarray(bound[0]) for bound in ranges)
-        return jax.lax.scan(lambda carry, x: body(*x, carry), carry, (jnp.asarray(numbers), bounds))
-    ys = []
-    for number in numbers:
-        carry, y = body(number, tuple(int(bound[0, number]) for bound in ranges), carry)
+def _each(ranges: Ranges, body: Callable, carry: Any, loops: str) -> tuple[Any, Any]:
+    """Scan `body(number, bounds, width, carry) -> (carry, y)` over the blocks that own the ranges; ys are stacked.
+
+    The width is that of a run, else None.
+    """
+
+    def scan(numbers, width: int | None, carry):
+        bounds = tuple(jnp.asarray(bound[0, numbers]) for bound in ranges)
+        return jax.lax.scan(lambda carry, x: body(*x, width, carry), carry, (jnp.asarray(numbers), bounds))
+
+    numbers, ys = np.arange(ranges.lo.shape[1]), []
+    if loops == "bounds":
+        return scan(numbers, None, carry)
+    if loops == "runs":
+        widths = (ranges.hi - ranges.lo)[0]
+        for run in np.split(numbers, np.flatnonzero(np.diff(widths)) + 1):
+            carry, y = scan(run, int(widths[run[0]]), carry)
+            ys.append(y)
+        return carry, jax.tree.map(lambda *y: jnp.concatenate(y), *ys)
+    for number in numbers.tolist():
+        carry, y = body(number, tuple(int(bound[0, number]) for bound in ranges), None, carry)
         ys.append(y)
     return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
@@ -163,9 +190,9 @@ def _run(function: Callable, queries: tuple, keys: tuple, ids: tuple, offset, op
     # Where all heads run at once the plan is one that knows no documents.
     knows_ids = ids[0] is not None and not way.at_once and max(T, S) > way.looped[0][1]
     is_static = isinstance(offset, int) and not knows_ids
-    block, is_unrolled = way.block(max(T, S), is_static=is_static)
+    block, loops = way.block(max(T, S), options.window, is_static=is_static)
     block_q, block_k = min(block, T), min(block, S)
-    problem = _Problem(options, way, T, S, block_q, block_k, is_unrolled)
+    problem = _Problem(options, way, T, S, block_q, block_k, loops)
     at_once = way.at_once or (block_q >= T and block_k >= S)
     one_plan = problem.plan(None, None, offset) if at_once or is_static else None
     if one_plan is not None:
@@ -205,7 +232,7 @@ def forward(q_BTNH, k_BSKH, v_BSKH, q_ids_BT, kv_ids_BS, offset, options: Option
 
 
 def _forward(p: _Problem, plan: Plan, q_GTH, k_SH, v_SH, q_ids_T, kv_ids_S, offset):
-    def query_block(i, bounds, carry):
+    def query_block(i, bounds, width, carry):
         q = _cut(q_GTH, 1, i, 1, p.block_q)
 
         def key_chunk(j, state, *, count, masked):
@@ -223,14 +250,15 @@ def _forward(p: _Problem, plan: Plan, q_GTH, k_SH, v_SH, q_ids_T, kv_ids_S, offs
             return out * shrink + p.dot("GTS,SH->GTH", weights.astype(v.dtype), v), new_top, total
 
         first = jnp.full_like(q, MASKED, jnp.float32, (*q.shape[:-1], 1))  # `_like`: varies over the same mesh axes
-        out, top, total = p.walk(bounds, key_chunk, (jnp.zeros_like(q, jnp.float32), first, jnp.zeros_like(first)))
+        start = (jnp.zeros_like(q, jnp.float32), first, jnp.zeros_like(first))
+        out, top, total = p.walk(bounds, width, key_chunk, start)
         # A query that saw no key has weights of exp(0) at every masked key, or no block at all.
         seen = top > MASKED / 2
         out = jnp.where(seen, out / jnp.where(seen, total, 1.0), 0.0)
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), MASKED)
         return carry, (out.astype(q.dtype), lse[..., 0])
 
-    _, (out_nGTH, lse_nGT) = _each(plan.of_queries, query_block, (), unrolled=p.is_unrolled)
+    _, (out_nGTH, lse_nGT) = _each(plan.of_queries, query_block, (), p.loops)
     return out_nGTH.swapaxes(0, 1).reshape(q_GTH.shape), lse_nGT.swapaxes(0, 1).reshape(q_GTH.shape[:2])
 
 
@@ -256,7 +284,7 @@ def _by_platform(run: Callable, *arrays):
 
 
 def _backward(p: _Problem, plan: Plan, q_GTH, dout_GTH, lse_GT, delta_GT, k_SH, v_SH, q_ids_T, kv_ids_S, offset):
-    def key_block(j, bounds, dq_HGT):
+    def key_block(j, bounds, width, dq_HGT):
         k, v = _cut(k_SH, 0, j, 1, p.block_k), _cut(v_SH, 0, j, 1, p.block_k)
 
         # Logits are transposed here, so that two of the three gradients are matmuls of untransposed operands.
@@ -281,10 +309,10 @@ def _backward(p: _Problem, plan: Plan, q_GTH, dout_GTH, lse_GT, delta_GT, k_SH, 
             return jax.lax.dynamic_update_slice_in_dim(dq_HGT, dq, i * p.block_q, 2), dk, dv
 
         zero = jnp.zeros_like(k, jnp.float32)
-        dq_HGT, dk, dv = p.walk(bounds, query_chunk, (dq_HGT, zero, zero))
+        dq_HGT, dk, dv = p.walk(bounds, width, query_chunk, (dq_HGT, zero, zero))
         return dq_HGT, ((p.options.scale * dk).astype(k.dtype), dv.astype(v.dtype))
 
     zero_HGT = jnp.zeros_like(q_GTH, jnp.float32, (q_GTH.shape[-1], *q_GTH.shape[:-1]))
-    dq_HGT, (dk_nSH, dv_nSH) = _each(plan.of_keys, key_block, zero_HGT, unrolled=p.is_unrolled)
+    dq_HGT, (dk_nSH, dv_nSH) = _each(plan.of_keys, key_block, zero_HGT, p.loops)
     dq_GTH = (p.options.scale * dq_HGT.transpose(1, 2, 0)).astype(q_GTH.dtype)
     return dq_GTH, dk_nSH.reshape(k_SH.shape), dv_nSH.reshape(v_SH.shape)

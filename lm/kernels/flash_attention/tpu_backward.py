@@ -206,7 +206,7 @@ def _kernel(
 
     @pl.when(is_last_step)
     def end_queries():
-        dq_ref[...] = (dq_acc_ref[...].T * tiles.options.scale).astype(dq_ref.dtype)
+        dq_ref[...] = (dq_acc_ref[...] * tiles.options.scale).astype(dq_ref.dtype).T
 
     @pl.when(is_last_step & (i == walk.blocks - 1) & (group == pl.num_programs(2) - 1))
     def end_keys():

@@ -71,7 +71,7 @@ def attention_over(mesh: Mesh, method: str, around: Callable = lambda attend: at
 def model_gradients(config: Config, mesh: Mesh, params: Any, micro: int = 1) -> tuple[jax.Array, Any, Any]:
     """Return the loss, its sums and gradients of one batch in `micro` micro-batches, as all devices together have them.
 
-    The gradients are added up here, over the axes that do not divide them; they are not those of a step of ZeRO.
+    Each device counts its share of the loss; the gradients are added up here, over the axes that do not divide them.
     """
     in_pipeline = mesh.shape["stage"] > 1
     local = local_model(config, mesh, micro_batches=micro)
@@ -80,7 +80,7 @@ def model_gradients(config: Config, mesh: Mesh, params: Any, micro: int = 1) -> 
     def of_rows(params, batch):
         options = {"grad_scale": 1 / numpy_batch(0)["weights_BT"].sum(), "dropout_key": None}
         objective = functools.partial(local.objective, next_token, batch=batch, **options)
-        (loss, sums), grads = jax.value_and_grad(lambda params: objective(params), has_aux=True)(params)
+        (loss, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return loss, sums, grads
 
     def own(params, batch):

@@ -6,11 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from lm.config import ParallelConfig
-from lm.parallel.attention import make_attention
+from lm.parallel.region import region
 from lm.parallel.topology import describe, topology_mesh
+from tests.parallel.common import HEADS, device_attention
 
 pytestmark = pytest.mark.aot
 
@@ -18,15 +19,17 @@ pytestmark = pytest.mark.aot
 def test_a_ring_computes_while_keys_travel_and_holds_one_devices_share_at_a_time():
     context, chunk, heads, width = 8, 8192, 4, 128
     mesh = topology_mesh(describe("v5e:2x4"), ParallelConfig(data=1, context=context))
-    attend = partial(make_attention(mesh), q_segment_ids=None, kv_segment_ids=None, q_offset=0, implementation="tpu")
-    shape, split = (1, 2 * chunk * context, heads, width), NamedSharding(mesh, PartitionSpec(None, "context"))
-    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
+    attend = partial(device_attention(mesh, "ring"), implementation="tpu")
+    shape = (1, 2 * chunk * context, heads, width)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, HEADS))
 
     def backward(x, dout):
         layer = lambda x, _: (attend(x, jnp.sin(x), jnp.cos(x)), None)  # noqa: E731
-        return jax.vjp(lambda x: jax.lax.scan(layer, x, length=2)[0], x)[1](dout)
+        return jax.vjp(lambda x: jax.lax.scan(layer, x, length=2)[0], x)[1](dout)[0]
 
-    program = jax.jit(backward).trace(x, x).lower(lowering_platforms=("tpu",)).compile()
+    program = (
+        jax.jit(region(mesh, backward, (HEADS, HEADS), HEADS)).trace(x, x).lower(lowering_platforms=("tpu",)).compile()
+    )
     underway, kernels = {}, []  # permutes: how many kernels were started since
     for line in program.as_text().splitlines():
         if started := re.search(r"%(collective-permute-start[\w.]*) = ", line):

@@ -9,29 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from lm.axes import BATCH_AXES
-from lm.config import ParallelConfig
 from lm.evaluate.loss import LossEvaluator
 from lm.kernels.flash_attention import flash_attention
 from lm.kernels.flash_attention.options import Options, visible
 from lm.kernels.flash_attention.plan import make_plan
-from lm.parallel.attention import make_attention
+from lm.parallel.auto import auto_layout
 from lm.parallel.columns import from_zigzag, is_split, to_zigzag, zigzag
+from lm.parallel.local import local_model
 from lm.parallel.mesh import make_mesh, place_batch
 from lm.parallel.region import region
 from lm.parallel.ring import pairs, steps
 from lm.train.step import build_step
 from tests.kernels.attention_cases import Case
+from tests.parallel.common import HEADS, TOKENS, attention_over, device_attention, mesh_with
 from tests.train.common import fake_batch, numpy_batch, run_steps, scalars, small_config
 
 METHODS = ("ring", "ulysses")
-
-
-def mesh_of(**sizes):
-    parallel = ParallelConfig(**({"data": 1} | sizes))
-    return make_mesh(parallel, jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
 # The layout.
@@ -53,7 +48,7 @@ def test_arrays_go_into_zigzag_order_and_back(context):
 
 
 def test_batches_are_laid_out_in_zigzag_order_and_hosts_build_only_what_their_devices_hold():
-    mesh, asked = mesh_of(data=2, context=4), []
+    mesh, asked = mesh_with(data=2, context=4), []
     whole = np.arange(8 * 16).reshape(8, 16)
 
     def build(rows, columns):
@@ -68,7 +63,7 @@ def test_batches_are_laid_out_in_zigzag_order_and_hosts_build_only_what_their_de
 
 def test_lengths_that_are_not_two_chunks_a_device_keep_their_order():
     placed = place_batch(
-        mesh_of(context=4), (1, 2, 12), lambda rows, columns: {"x": np.arange(24).reshape(2, 12)[rows][:, columns]}
+        mesh_with(context=4), (1, 2, 12), lambda rows, columns: {"x": np.arange(24).reshape(2, 12)[rows][:, columns]}
     )
     np.testing.assert_array_equal(np.asarray(placed["x"]).reshape(-1), np.arange(24))
     assert not is_split(12, 4) and is_split(16, 4) and not is_split(16, 1)
@@ -134,12 +129,12 @@ def test_a_window_leaves_out_the_steps_that_it_does_not_reach():
 # The same results as on one device.
 
 
-def results(attend, arrays, ids, **options):
+def results(attend, arrays, ids):
     """Return out and the gradients of q, k and v."""
     q, k, v, dout = arrays
 
     def loss(q, k, v):
-        out = attend(q, k, v, q_segment_ids=ids, kv_segment_ids=ids, q_offset=0, **options)
+        out = attend(q, k, v, ids)
         return jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32)), out
 
     grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
@@ -147,15 +142,19 @@ def results(attend, arrays, ids, **options):
     return [np.asarray(x.astype(jnp.float32)) for x in (out, *grads)]
 
 
-def assert_same(case, mesh, method, tolerance=1e-5, around=lambda attend: attend):
+def assert_same(case, mesh, method, tolerance=1e-5, **around):
     (q, k, v, dout, _), ids = case.arrays()
     ids = jnp.asarray(ids["q_segment_ids"]) if ids else None
     arrays = [jnp.asarray(x) for x in (q, k, v, dout)]
-    wanted = results(partial(flash_attention, implementation="reference"), arrays, ids, **case.options)
+
+    def definition(q, k, v, ids):
+        options = {"q_segment_ids": ids, "kv_segment_ids": ids, "implementation": "reference"}
+        return flash_attention(q, k, v, **options, **case.options)
+
+    wanted = results(definition, arrays, ids)
     order = zigzag(case.T, mesh.shape["context"])
-    attend = around(partial(make_attention(mesh, method), implementation="blockwise"))
-    placed = [x[:, order] for x in arrays]
-    got = results(attend, placed, None if ids is None else ids[:, order], **case.options)
+    attend = attention_over(mesh, method, implementation="blockwise", **around, **case.options)
+    got = results(attend, [x[:, order] for x in arrays], None if ids is None else ids[:, order])
     for a, b, name in zip(got, wanted, ("out", "dq", "dk", "dv"), strict=True):
         np.testing.assert_allclose(a, b[:, order], atol=tolerance, rtol=tolerance, err_msg=name)
 
@@ -177,7 +176,7 @@ CASES = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_divided_over_two_devices_attention_and_its_gradients_are_the_same(method):
-    assert_same(CASES["packed"], mesh_of(context=2), method)
+    assert_same(CASES["packed"], mesh_with(context=2), method)
 
 
 @pytest.mark.slow
@@ -186,62 +185,61 @@ def test_divided_over_two_devices_attention_and_its_gradients_are_the_same(metho
     "name, context", [*((name, 4) for name in CASES), ("everything", 2)], ids=lambda x: str(x).replace(" ", "_")
 )
 def test_attention_and_its_gradients_are_the_same(name, context, method):
-    assert_same(CASES[name], mesh_of(context=context), method)
+    assert_same(CASES[name], mesh_with(context=context), method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("documents", [0, 3])
 def test_in_bfloat16_too(method, documents):
-    assert_same(Case(T=32, S=32, documents=documents, dtype="bfloat16"), mesh_of(context=4), method, tolerance=1e-2)
+    assert_same(Case(T=32, S=32, documents=documents, dtype="bfloat16"), mesh_with(context=4), method, tolerance=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sizes", [{"data": 2, "context": 2, "tensor": 2}, {"fsdp": 2, "context": 4}], ids=str)
 def test_rows_and_heads_are_divided_beside_it(sizes, method):
-    assert_same(EVERYTHING, mesh_of(**sizes), method)
+    assert_same(EVERYTHING, mesh_with(**sizes), method)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_works_in_a_region_over_the_batch_in_a_scan_and_rematerialized(method):
-    mesh = mesh_of(fsdp=2, context=2)
-
+def test_it_works_in_a_scan_and_rematerialized(method):
     def around(attend):
-        def layers(q, k, v, q_segment_ids, kv_segment_ids, **options):
-            ids = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}
-
+        def layers(*qkv, **ids):
             @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("attention_out"))
             def layer(carry, _):
-                return carry, attend(q, k, v, **ids, **options)
+                return carry, attend(*qkv, **ids)
 
             return jnp.sum(jax.lax.scan(layer, None, length=2)[1], 0) / 2
 
-        def attended(q, k, v, q_segment_ids, kv_segment_ids, **options):
-            rows = PartitionSpec("fsdp")
-            run = region(mesh, partial(layers, **options), (rows,) * 5, rows, axes=BATCH_AXES)
-            return run(q, k, v, q_segment_ids, kv_segment_ids)
+        return layers
 
-        return attended
-
-    assert_same(CASES["causal"], mesh, method, around=around)
+    assert_same(CASES["causal"], mesh_with(fsdp=2, context=2), method, around=around)
 
 
-def test_a_cache_and_lengths_that_do_not_divide_are_computed_whole_and_in_order():
+def test_for_generation_a_cache_and_lengths_that_do_not_divide_are_computed_whole_and_in_order():
     options = {"q_segment_ids": None, "kv_segment_ids": None, "implementation": "reference"}
-    sharded = partial(make_attention(mesh_of(context=4)), **options)
+    sharded = partial(auto_layout(mesh_with(context=4)).attention, **options)
     attend, at_start = jax.jit(sharded), jax.jit(partial(sharded, q_offset=0))
     (q, k, v, *_), _ = Case(T=12, S=12).arrays()
     np.testing.assert_allclose(at_start(q, k, v), flash_attention(q, k, v, implementation="reference"), atol=1e-5)
     (q, k, v, *_), _ = Case(T=32, S=32).arrays()
     whole = flash_attention(q, k, v, implementation="reference")
     np.testing.assert_allclose(attend(q, k, v, q_offset=jnp.int32(0)), whole, atol=1e-5)
+    last = attend(q[:, -1:], k, v, q_offset=jnp.int32(31))
+    np.testing.assert_allclose(last, whole[:, -1:], atol=1e-5)
 
 
 def test_ulysses_refuses_heads_that_do_not_divide():
     (q, k, v, *_), _ = Case(T=32, S=32, N=6, K=2).arrays()
     with pytest.raises(ValueError, match="6 query heads are not a multiple of the 4 devices"):
-        make_attention(mesh_of(context=4), "ulysses")(q, k, v, q_segment_ids=None, kv_segment_ids=None, q_offset=0)
+        attention_over(mesh_with(context=4), "ulysses")(q, k, v)
+
+
+def test_a_ring_refuses_lengths_that_are_not_two_chunks_a_device():
+    (q, k, v, *_), _ = Case(T=12, S=12).arrays()
+    with pytest.raises(ValueError, match="3 tokens per device are not two chunks"):
+        attention_over(mesh_with(context=4), "ring")(q, k, v)
 
 
 # What is sent, and what is held.
@@ -252,11 +250,11 @@ LONG = Case(B=1, T=4 * 26, S=4 * 26)  # no other size in the program is as large
 
 @functools.cache
 def compiled(case, mesh, method, gradients, policy=None):
-    """Compile two layers of self-attention of arrays that are laid out over the mesh."""
-    attend = partial(make_attention(mesh, method), q_offset=0, implementation="blockwise", **case.options)
-    split = NamedSharding(mesh, PartitionSpec(None, "context"))
-    x = jax.ShapeDtypeStruct((case.B, case.T, case.N, case.H), jnp.float32, sharding=split)
-    ids = jax.ShapeDtypeStruct((case.B, case.T), jnp.int32, sharding=split) if case.documents else None
+    """Compile two layers of self-attention in the region."""
+    attend = partial(device_attention(mesh, method), implementation="blockwise", **case.options)
+    x = jax.ShapeDtypeStruct((case.B, case.T, case.N, case.H), jnp.float32, sharding=NamedSharding(mesh, HEADS))
+    ids_sharding = NamedSharding(mesh, TOKENS)
+    ids = jax.ShapeDtypeStruct((case.B, case.T), jnp.int32, sharding=ids_sharding) if case.documents else None
 
     def layers(x, ids):
         def layer(x, _):
@@ -267,41 +265,42 @@ def compiled(case, mesh, method, gradients, policy=None):
         return jax.lax.scan(layer, x, length=2)[0]
 
     def backward(x, ids, dout):
-        return jax.vjp(lambda x: layers(x, ids), x)[1](dout)
+        return jax.vjp(lambda x: layers(x, ids), x)[1](dout)[0]
 
-    return jax.jit(backward).lower(x, ids, x).compile() if gradients else jax.jit(layers).lower(x, ids).compile()
+    if gradients:
+        return jax.jit(region(mesh, backward, (HEADS, TOKENS, HEADS), HEADS)).lower(x, ids, x).compile()
+    return jax.jit(region(mesh, layers, (HEADS, TOKENS), HEADS)).lower(x, ids).compile()
 
 
 def sent(*arguments) -> dict[str, int]:
     """Return how many collectives of each kind the compiled layer has, forward and, with gradients, backward."""
     kinds = ("collective-permute", "all-to-all", "all-gather", "all-reduce", "reduce-scatter")
-    # Gradients are summed over the mesh's axes of size 1 too, which the CPU's compiler leaves in the program.
-    lines = [line for line in compiled(*arguments).as_text().splitlines() if "replica_groups={{0},{1}" not in line]
-    counts = {kind: sum(bool(re.search(rf" {kind}(?:-start)?\(", line)) for line in lines) for kind in kinds}
+    text = compiled(*arguments).as_text()
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def test_a_ring_sends_keys_and_values_once_around_and_their_gradients_home():
-    assert sent(LONG, mesh_of(context=4), "ring", False) == {"collective-permute": 3 * 2}
+    assert sent(LONG, mesh_with(context=4), "ring", False) == {"collective-permute": 3 * 2}
     # Backward: keys and values again, and their gradients, which come home too.
-    assert sent(LONG, mesh_of(context=4), "ring", True) == {"collective-permute": 3 * 2 + 3 * 2 + 4 * 2}
+    assert sent(LONG, mesh_with(context=4), "ring", True) == {"collective-permute": 3 * 2 + 3 * 2 + 4 * 2}
 
 
 @pytest.mark.slow
 def test_a_ring_sends_segment_ids_too_and_nothing_that_no_window_reaches():
-    case, mesh = Case(T=32, S=32, causal=False, documents=2), mesh_of(context=4)
+    case, mesh = Case(T=32, S=32, causal=False, documents=2), mesh_with(context=4)
     assert sent(case, mesh, "ring", False) == {"collective-permute": 3 * 3}
     assert sent(Case(T=32, S=32, window=5), mesh, "ring", False) == {"collective-permute": 2 * 2}
 
 
 def test_ulysses_exchanges_each_array_once():
-    case, mesh = Case(T=32, S=32), mesh_of(context=4)
+    case, mesh = Case(T=32, S=32), mesh_with(context=4)
     assert sent(case, mesh, "ulysses", False) == {"all-to-all": 4}
     assert sent(case, mesh, "ulysses", True) == {"all-to-all": 4 + 4}
 
 
 def test_a_policy_that_keeps_attention_out_does_not_go_round_again():
-    case, mesh = Case(T=32, S=32, causal=False), mesh_of(context=2)
+    case, mesh = Case(T=32, S=32, causal=False), mesh_with(context=2)
     exponentials = {
         policy: compiled(case, mesh, "ring", True, policy).cost_analysis()["transcendentals"]
         for policy in ("attention_out", "nothing")
@@ -310,7 +309,7 @@ def test_a_policy_that_keeps_attention_out_does_not_go_round_again():
 
 
 def test_no_device_of_a_ring_holds_a_whole_sequence():
-    text = compiled(LONG, mesh_of(context=4), "ring", True).as_text()
+    text = compiled(LONG, mesh_with(context=4), "ring", True).as_text()
     sizes = {int(size) for shape in re.findall(r"\w\[([\d,]+)\]", text) for size in shape.split(",")}
     assert 26 in sizes
     assert max(sizes) < LONG.T
@@ -330,7 +329,8 @@ def test_losses_agree_with_one_device(method, document_mask):
     one = build_step(single, make_mesh(single.parallel, jax.devices()[:1]))
     np.testing.assert_allclose(run_steps(built, 4), run_steps(one, 4), atol=1e-5)
     evaluated = [
-        LossEvaluator(b.model, b.mesh, b.cross_entropy)(b.init().params, [numpy_batch(0)])["loss"] for b in (built, one)
+        LossEvaluator(local_model(c, b.mesh))(b.init().params, [numpy_batch(0)])["loss"]
+        for c, b in ((config, built), (single, one))
     ]
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     text = built.step.lower(built.state, fake_batch(built.mesh, 0), scalars(built, 0)).compile().as_text()

@@ -1,19 +1,35 @@
 """Experts spread over devices: as on one, what is dropped included, and what is sent for it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from lm.parallel.experts import make_experts
 
 from lm.axes import BATCH_AXES
-from lm.kernels.experts import experts
-from tests.parallel import common
-from tests.parallel.common import ROWS, WHOLE, assert_close, collectives, mesh_with, over_batch
+from lm.errors import ConfigError
+from lm.kernels.experts import experts, spread_experts
+from lm.model import Transformer
+from lm.parallel.auto import auto_layout
+from lm.parallel.local import local_model
+from lm.parallel.region import region
+from tests.parallel.common import (
+    RESIDUAL,
+    ROWS,
+    WHOLE,
+    assert_close,
+    collectives,
+    mesh_with,
+    model_gradients,
+    summed,
+)
+from tests.train.common import small_config
 
 B, T, D, F, E, k = 8, 12, 8, 16, 4, 2
-SHARES = {"up": PartitionSpec("expert"), "gate": PartitionSpec("expert"), "down": PartitionSpec("expert")}
+_UP = PartitionSpec("expert", None, "tensor")
+SHARES = {"up": _UP, "gate": _UP, "down": PartitionSpec("expert", "tensor")}
 
 
 def inputs():
@@ -38,18 +54,27 @@ def loss_and_gradients(experts, **options):
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
 
 
-def in_a_region(mesh, **options):
-    """Gradients of the experts are those of all rows of the devices that share them."""
-    both = loss_and_gradients(make_experts(mesh), **options)
-    replicas = tuple(axis for axis in common.batch_axes(mesh) if axis != "expert")
+def layout_on(mesh):
+    return local_model(small_config(**{"model.num_experts": str(E)}), mesh).model.layout
 
-    def local(*args):
-        (loss, (y_BTD, taken_E)), (dx, dgates, dkernels) = both(*args)
-        loss, taken_E = common.sum_over_batch(mesh, (loss, taken_E))
-        return (loss, (y_BTD, taken_E)), (dx, dgates, jax.lax.psum(dkernels, replicas))
 
-    in_specs = (ROWS, ROWS, SHARES, ROWS, ROWS)
-    return jax.jit(over_batch(mesh, local, in_specs, ((WHOLE, (ROWS, WHOLE)), (ROWS, ROWS, SHARES))))
+def on_mesh(mesh, **options):
+    """Return a jitted function of whole arrays, as a layer calls the experts; it sums what the devices have."""
+    layout = layout_on(mesh)
+    args = (RESIDUAL, ROWS, SHARES, ROWS, RESIDUAL)
+
+    def layer(x_BTD, ids_BTk, gates_BTk, kernels, **options):
+        x_BTD, length = layout.enter(x_BTD, T), x_BTD.shape[1]
+        y_BTD, taken_E = layout.experts(x_BTD, ids_BTk, gates_BTk, kernels, **options)
+        return layout.leave(y_BTD, length), taken_E
+
+    def local(*arrays):
+        (loss, (y_BTD, taken_E)), gradients = loss_and_gradients(layer, **options)(*arrays)
+        gradients = summed(mesh, gradients, args[:3])
+        taken_E = summed(mesh, taken_E, PartitionSpec("tensor"))  # the same there
+        return (summed(mesh, loss, WHOLE), (y_BTD, taken_E)), gradients
+
+    return jax.jit(region(mesh, local, args, ((WHOLE, (RESIDUAL, WHOLE)), args[:3])))
 
 
 def row_by_row(parts: int, capacity):
@@ -64,32 +89,30 @@ def row_by_row(parts: int, capacity):
 
 
 MESHES = [
-    ({"expert": 2}, True),
-    ({"expert": 4}, False),
-    ({"data": 2, "expert": 2}, False),
-    ({"fsdp": 2, "expert": 4}, True),
-    ({"expert": 2, "tensor": 2}, False),
-    ({"data": 2, "expert": 2, "tensor": 2}, True),
-    ({"data": 2, "tensor": 4}, True),
+    {"expert": 2},
+    {"expert": 4},
+    {"data": 2, "expert": 2},
+    {"fsdp": 2, "expert": 4},
+    {"expert": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "tensor": 4},
 ]
-ALL = [(sizes, outer) for sizes, _ in MESHES for outer in (False, True)]
-CASES = [pytest.param(*case, marks=() if case in MESHES else pytest.mark.slow, id=str(case)) for case in ALL]
+_FAST = ({"expert": 2}, {"data": 2, "expert": 2, "tensor": 2})
+CASES = [pytest.param(m, marks=() if m in _FAST else pytest.mark.slow, id=str(m)) for m in MESHES]
 
 
 @pytest.mark.parametrize("capacity", [None, 0.7], ids=["dropless", "capacity"])
-@pytest.mark.parametrize("sizes, outer", CASES)
-def test_outputs_and_gradients_are_those_of_data_parallelism(sizes, outer, capacity):
-    """Outside of a region over the batch's axes, as in evaluation, and in one, as in training."""
+@pytest.mark.parametrize("sizes", CASES)
+def test_outputs_and_gradients_are_those_of_data_parallelism(sizes, capacity):
     mesh, args = mesh_with(**sizes), inputs()
     parts = int(np.prod([size for axis, size in sizes.items() if axis in BATCH_AXES]))
     options = {"implementation": "ragged"}
     (loss, (y_BTD, taken_E)), gradients = jax.jit(loss_and_gradients(row_by_row(parts, capacity), **options))(*args)
-    options["capacity"] = capacity
-    run = in_a_region(mesh, **options) if outer else jax.jit(loss_and_gradients(make_experts(mesh), **options))
-    (got, (got_BTD, got_E)), got_gradients = run(*args)
+    (got, (got_BTD, got_E)), got_gradients = on_mesh(mesh, capacity=capacity, **options)(*args)
     np.testing.assert_allclose(got, loss, rtol=1e-5)
     assert_close(got_BTD, y_BTD)
-    assert_close(got_gradients, gradients)
+    for a, b in zip(jax.tree.leaves(got_gradients), jax.tree.leaves(gradients), strict=True):
+        assert_close(a, b)
     np.testing.assert_array_equal(got_E, taken_E)
     demand = int(jnp.sum(args[3] >= 0))
     assert int(got_E.sum()) < demand if capacity else int(got_E.sum()) == demand
@@ -97,87 +120,78 @@ def test_outputs_and_gradients_are_those_of_data_parallelism(sizes, outer, capac
 
 @pytest.mark.parametrize("capacity", [None, 0.7], ids=["dropless", "capacity"])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_rows_that_do_not_divide_go_through_all_experts(rows, capacity):
-    """A prompt: every device has the same tokens and adds what its own experts say."""
+def test_for_generation_any_number_of_rows_goes_through_all_experts(rows, capacity):
     x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
     args = (x_BTD[:rows], ids_BTk[:rows], gates_BTk[:rows], kernels)
-    options = {"activation": "swiglu", "capacity": capacity, "implementation": "ragged"}
+    options = {"activation": "swiglu", "implementation": "ragged"}
     # Of two rows each half of the data's devices takes one.
-    alone = row_by_row(rows, capacity)
-    expected = jax.jit(lambda *args: alone(*args, activation="swiglu", implementation="ragged"))(*args)
-    y_BTD, taken_E = jax.jit(lambda *args: make_experts(mesh_with(data=2, expert=4))(*args, **options))(*args)
+    expected = jax.jit(partial(row_by_row(rows, capacity), **options))(*args)
+    run = auto_layout(mesh_with(data=2, expert=4)).experts
+    y_BTD, taken_E = jax.jit(partial(run, capacity=capacity, **options))(*args)
     assert_close(y_BTD, expected[0])
     np.testing.assert_array_equal(taken_E, expected[1])
 
 
-def test_a_width_that_does_not_divide_stays_whole():
-    x_BTD, gates_BTk, kernels, ids_BTk, weights_BTD = inputs()
-    kernels = {name: kernel[:, :, :15] if name != "down" else kernel[:, :15] for name, kernel in kernels.items()}
-    args = (x_BTD, gates_BTk, kernels, ids_BTk, weights_BTD)
-    expected = jax.jit(loss_and_gradients(experts, implementation="ragged"))(*args)
-    got = jax.jit(loss_and_gradients(make_experts(mesh_with(expert=2, tensor=2)), implementation="ragged"))(*args)
-    assert_close(got[1], expected[1])
+@pytest.mark.parametrize("capacity", [None, 0.7], ids=["dropless", "capacity"])
+def test_tokens_that_all_devices_have_get_what_each_devices_experts_say(capacity):
+    x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
+    args = (x_BTD, ids_BTk, gates_BTk, kernels)
+    options = {"activation": "swiglu", "capacity": capacity, "implementation": "ragged"}
+    expected = jax.jit(partial(experts, **options))(*args)
+    run = partial(spread_experts, axis="expert", has_own_tokens=False, **options)
+    specs = (WHOLE, WHOLE, WHOLE, SHARES)
+    got = jax.jit(region(mesh_with(expert=4), run, specs, (WHOLE, WHOLE)))(*args)
+    assert_close(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def sent_by(run, gradients: bool) -> dict:
+    """Return the collectives of experts on four devices, forward and, with gradients, backward."""
+    x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
+
+    def forward(x_BTD, ids_BTk, gates_BTk, kernels):
+        return run(x_BTD, ids_BTk, gates_BTk, kernels, activation="swiglu", axis="expert")[0]
+
+    def backward(dout_BTD, x_BTD, ids_BTk, gates_BTk, kernels):
+        return jax.vjp(lambda x_BTD, kernels: forward(x_BTD, ids_BTk, gates_BTk, kernels), x_BTD, kernels)[1](dout_BTD)
+
+    mesh, args, specs = mesh_with(expert=4), (x_BTD, ids_BTk, gates_BTk, kernels), (ROWS, ROWS, ROWS, SHARES)
+    if gradients:
+        program = region(mesh, backward, (ROWS, *specs), (ROWS, SHARES))
+        return collectives(jax.jit(program).lower(x_BTD, *args).compile().as_text())
+    return collectives(jax.jit(region(mesh, forward, specs, ROWS)).lower(*args).compile().as_text())
 
 
 def test_a_capacity_sends_fixed_buffers_there_and_back():
-    x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
-    run = make_experts(mesh_with(expert=4))
-    args = (x_BTD, ids_BTk, gates_BTk, kernels)
-    forward = lambda *args: run(*args, activation="swiglu", capacity=1.0)[0]  # noqa: E731
+    run = partial(spread_experts, capacity=1.0)
     part = (1, B // 4 * T * k // E, D)  # C tokens of one expert, to each of four devices
-    assert collectives(jax.jit(forward).lower(*args).compile().as_text()) == {("all-to-all", part): 2}
+    assert sent_by(run, gradients=False) == {("all-to-all", part): 2}
+    assert sent_by(run, gradients=True) == {("all-to-all", part): 1 + 2}, "the outputs are not used"
 
 
 def test_without_a_capacity_tokens_are_gathered_and_their_sums_scattered():
-    x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
-    run = make_experts(mesh_with(expert=4))
-    args = (x_BTD, ids_BTk, gates_BTk, kernels)
-    forward = lambda *args: run(*args, activation="swiglu", implementation="ragged")[0]  # noqa: E731
-    sent = collectives(jax.jit(forward).lower(*args).compile().as_text())
-    assert sent == {("all-gather", (B, T, D)): 1, ("all-gather", (B, T, k)): 2, ("reduce-scatter", (B // 4, T, D)): 1}
-
-
-def model_on(mesh, config) -> Transformer:
-    injected = {"experts": make_experts(mesh), "constrain": make_constrain(mesh), "lookup": make_lookup(mesh)}
-    return Transformer(config.model, config.precision, **injected, sum_over_batch=sum_over_batch)
-
-
-def training_gradients(mesh, config, params):
-    """Return the loss, the gradients and what is reported, as a training step takes them in a region."""
-    batch = {name: jnp.asarray(a) for name, a in numpy_batch(0).items()}
-    model, cross_entropy = model_on(mesh, config), make_cross_entropy(mesh)
-
-    def local(params, batch):
-        def loss_fn(params):
-            scale = 1 / numpy_batch(0)["weights_BT"].sum()
-            options = {"cross_entropy": cross_entropy, "grad_scale": scale, "dropout_key": None}
-            return next_token(model, params, batch, **options)
-
-        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-
-        def reduced(grad, spec):
-            own = {axis for axes in spec for axis in ((axes,) if isinstance(axes, str) else axes or ())}
-            return jax.lax.psum(grad, tuple(axis for axis in common.batch_axes(mesh) if axis not in own))
-
-        return common.sum_over_batch(mesh, (loss, sums)), jax.tree.map(reduced, grads, specs)
-
-    shardings = parameter_shardings(mesh, params, MODEL_AXES)
-    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    run = over_batch(mesh, local, (specs, ROWS), (WHOLE, specs))
-    return jax.jit(run)(jax.device_put(params, shardings), batch)
+    run, scattered = partial(spread_experts, implementation="ragged"), ("reduce-scatter", (B // 4, T, D))
+    sent = {("all-gather", (B, T, D)): 1, ("all-gather", (B, T, k)): 2, scattered: 1}
+    assert sent_by(run, gradients=False) == sent
+    # The gradients of the outputs are gathered, those of the tokens scattered; the outputs are not used.
+    assert sent_by(run, gradients=True) == {**sent, ("all-gather", (B, T, D)): 2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capacity", ["None", "4"])  # 4: of four experts that is all of them
-@pytest.mark.parametrize("sizes", [{"expert": 4, "data": 2}, {"expert": 2, "data": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [{"expert": 4, "data": 2}, {"expert": 2, "data": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "context": 2}],
+    ids=str,
+)
 def test_a_models_losses_reports_and_gradients_are_those_of_one_device(sizes, capacity):
     """The router's statistics are those of all tokens, on every device; its experts are local shards."""
     overrides = {"model.num_experts": "4", "model.d_ff": "32", "model.expert_capacity": capacity}
     overrides |= {"model.value_embeddings": "True", "model.router_balance_loss": "0.5", "model.router_z_loss": "0.1"}
     config = small_config(**overrides)
     params = Transformer(config.model, config.precision).init(jax.random.key(0))
-    (loss, sums), grads = training_gradients(mesh_with(data=1), config, params)
-    (got, got_sums), got_grads = training_gradients(mesh_with(**sizes), config, params)
+    loss, sums, grads = model_gradients(config, mesh_with(data=1), params)
+    got, got_sums, got_grads = model_gradients(config, mesh_with(**sizes), params)
     np.testing.assert_allclose(got, loss, rtol=1e-6)
     assert got_sums.keys() == sums.keys() and sums["router_balance_loss"] > 0
     for name in sums:
@@ -186,5 +200,5 @@ def test_a_models_losses_reports_and_gradients_are_those_of_one_device(sizes, ca
 
 
 def test_experts_that_do_not_divide_are_refused():
-    with pytest.raises(ConfigError, match=r"config.parallel.expert=4: .*a divisor of num_experts=6"):
+    with pytest.raises(ConfigError, match=r"config.parallel.expert=4: .*a divisor of .*num_experts=6"):
         small_config(devices=4, **{"model.num_experts": "6", "parallel.expert": "4"})

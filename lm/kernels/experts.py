@@ -73,7 +73,6 @@ def spread_experts(
     capacity: float | None = None,
     implementation: str = "ragged",
     axis: str,
-    has_own_tokens: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Return what `experts` returns, of experts in equal parts on the devices of a mesh axis that is local here.
 
@@ -82,7 +81,6 @@ def spread_experts(
       capacity: over the tokens of this device: the same ones are dropped as when it has all experts.
       implementation: of the dropless form; buffers of a capacity take dense matmuls.
       axis: the mesh axis.
-      has_own_tokens: the devices of the axis have tokens of their own; False: they all have the same ones.
 
     Returns:
       `y_BTD` in x's type, and int32 `taken_E`, of the tokens here and all experts.
@@ -90,21 +88,13 @@ def spread_experts(
     num_own = kernels["up"].shape[0]
     E = num_own * jax.lax.axis_size(axis)
     routes = _routes(ids_BTk, E, capacity)
-    if capacity is not None and has_own_tokens:
-        return _exchanged(x_BTD, routes, gates_BTk, kernels, activation, axis), routes.taken_E
     if capacity is not None:
-        kept_BTk = routes.kept_R[jnp.argsort(routes.order_R)].reshape(ids_BTk.shape)
-        ids_BTk = jnp.where(kept_BTk, ids_BTk, -1)
-    if has_own_tokens:
-        x_BTD, ids_BTk, gates_BTk = (
-            jax.lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, ids_BTk, gates_BTk)
-        )
+        return _exchanged(x_BTD, routes, gates_BTk, kernels, activation, axis), routes.taken_E
+    x_BTD, ids_BTk, gates_BTk = (jax.lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, ids_BTk, gates_BTk))
     own_BTk = ids_BTk - jax.lax.axis_index(axis) * num_own
     own_BTk = jnp.where((own_BTk >= 0) & (own_BTk < num_own), own_BTk, -1)
     y_BTD, _ = experts(x_BTD, own_BTk, gates_BTk, kernels, activation=activation, implementation=implementation)
-    if has_own_tokens:
-        return jax.lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True), routes.taken_E
-    return jax.lax.psum(y_BTD, axis), routes.taken_E
+    return jax.lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True), routes.taken_E
 
 
 def _exchanged(x_BTD, routes, gates_BTk, kernels, activation, axis):

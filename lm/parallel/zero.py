@@ -107,9 +107,13 @@ class Zero:
         """Return sums over all tokens of sums over this device's, which are the same on all devices of `tensor`."""
         return jax.lax.psum(tree, self._axes("tensor"))
 
-    def row_key(self, key: jax.Array) -> jax.Array:
-        """Return a random key of this device's tokens, the same for all devices of `tensor`."""
-        for axis in self._axes("tensor"):
+    def token_key(self, key: jax.Array, length: int) -> jax.Array:
+        """Return a random key of the tokens that this device has of the residual stream; sequences have `length`.
+
+        The devices of `tensor` have parts of a sequence that divides by them, else all of it.
+        """
+        divides = length % self.mesh.shape["tensor"] == 0
+        for axis in self._axes(*(() if divides else ("tensor",))):
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return key
 

@@ -95,7 +95,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             return local.objective(objective, params, micro_batch, grad_scale=grad_scale, dropout_key=dropout_key)
 
         def of_micro_batch(number, micro_batch):
-            key = zero.row_key(jax.random.fold_in(step_key, number))
+            key = zero.token_key(jax.random.fold_in(step_key, number), micro_batch["inputs_BT"].shape[1])
             grads, sums = jax.grad(loss_fn, has_aux=True)(params, micro_batch, key)
             return zero.reduce_micro_batch(_f32(grads)), sums
 

@@ -132,19 +132,6 @@ def test_for_generation_any_number_of_rows_goes_through_all_experts(rows, capaci
     np.testing.assert_array_equal(taken_E, expected[1])
 
 
-@pytest.mark.parametrize("capacity", [None, 0.7], ids=["dropless", "capacity"])
-def test_tokens_that_all_devices_have_get_what_each_devices_experts_say(capacity):
-    x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()
-    args = (x_BTD, ids_BTk, gates_BTk, kernels)
-    options = {"activation": "swiglu", "capacity": capacity, "implementation": "ragged"}
-    expected = jax.jit(partial(experts, **options))(*args)
-    run = partial(spread_experts, axis="expert", has_own_tokens=False, **options)
-    specs = (WHOLE, WHOLE, WHOLE, SHARES)
-    got = jax.jit(region(mesh_with(expert=4), run, specs, (WHOLE, WHOLE)))(*args)
-    assert_close(got[0], expected[0])
-    np.testing.assert_array_equal(got[1], expected[1])
-
-
 def sent_by(run, gradients: bool) -> dict:
     """Return the collectives of experts on four devices, forward and, with gradients, backward."""
     x_BTD, gates_BTk, kernels, ids_BTk, _ = inputs()

@@ -3,10 +3,14 @@
 import math
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from lm.config import BIASES
 from lm.model import Transformer
+from lm.parallel.local import local_model
+from lm.parallel.mesh import make_mesh
 from tests.parallel.common import assert_close, mesh_with, model_gradients
 from tests.train.common import small_config
 
@@ -42,3 +46,18 @@ def test_every_parameters_gradient_is_that_of_one_device(name, sizes):
     assert float(got) == pytest.approx(float(loss), rel=1e-6)
     for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(grads), strict=True):
         assert_close(a, b, 1e-4)
+
+
+@pytest.mark.parametrize("length", [16, 15])
+def test_each_part_of_the_residual_stream_is_dropped_by_a_key_of_its_own(length):
+    """The devices of `tensor` hold parts of a sequence that divides, and the whole of one that does not."""
+    config = small_config(devices=4, **{"parallel.tensor": "2", "parallel.data": "2"})
+    mesh = make_mesh(config.parallel, jax.devices()[:4])
+    local = local_model(config, mesh)
+
+    def bits(key):
+        return jax.random.key_data(local.zero.token_key(key, length))[None, None]
+
+    keys = local.zero.local(bits, PartitionSpec(), PartitionSpec("data", "tensor"))(jax.random.key(0))
+    different = {tuple(np.asarray(key)) for key in keys.reshape(4, -1)}
+    assert len(different) == (4 if length == 16 else 2)

@@ -7,6 +7,7 @@ import pytest
 
 from lm.parallel.mesh import make_mesh
 from lm.parallel.state_bytes import state_bytes
+from lm.train.aot import abstract_inputs
 from lm.train.step import build_step
 from tests.train.common import small_config
 
@@ -42,3 +43,17 @@ def test_each_stage_splits_what_training_splits(optimizer):
     for stage in range(4):
         expected = {name: (shared if stage >= split_from[name] else whole)[name] for name in whole}
         assert by_stage[stage] == {**expected, "total": sum(expected.values())}, stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("zero", ["1", "2", "3"])
+def test_a_compiled_steps_arguments_are_the_formulas_state_and_a_batch(devices, zero):
+    config = small_config(devices, fsdp=devices, **{"parallel.zero": zero})
+    mesh = make_mesh(config.parallel, jax.devices()[:devices])
+    built = build_step(config, mesh)
+    batch, scalars = abstract_inputs(config, mesh)
+    compiled = built.step.lower(built.state, batch, scalars).compile().memory_analysis()
+    formula = state_bytes(config, devices)[int(zero)]
+    state = compiled.argument_size_in_bytes - held(batch) - held(scalars)
+    assert state == pytest.approx(formula["parameters"] + formula["optimizer"], rel=0.03)

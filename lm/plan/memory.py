@@ -10,8 +10,7 @@ The step's arguments are the state's shards and the batch. Beside them are there
 and the worst of three moments of a micro-batch; R are the embedding's and the head's parameters, c the bytes of the
 compute type:
 
-    loss      the moment of the loss, the head and its transpose (2 c) with its f32 gradient, and at stage 3 a layer that is
-              gathered ahead
+    loss      the moment of the loss, the head (c) with its f32 gradient, and at stage 3 a layer that is gathered ahead
     backward  the worst moment of a layer, the head's gradient (c), this micro-batch's gradients of the layers, f32 (at
               stage 3 each layer's are scattered as they are made, at 2 when all are there), and at stage 3 two gathered
               layers and one layer's whole gradients
@@ -29,7 +28,7 @@ from lm.config import Config
 from lm.model.memory import activation_bytes
 from lm.parallel.state_bytes import held_bytes
 from lm.plan.roofline import model_split
-from lm.plan.transfers import CONTEXT, REPLICATED, SHARED, STAGE, TENSOR, held_elements, itemsize
+from lm.plan.transfers import CONTEXT, STAGE, TENSOR, held_elements, itemsize
 
 _BATCH_ARRAYS = 6  # of 4 bytes a token: see `lm/train/aot.py`
 
@@ -87,7 +86,7 @@ def memory(config: Config, mesh: Mapping[str, int]) -> Memory:
         split=model_split(mesh),
     )
     in_flight = micro + stages - 1 if stages > 1 else 1
-    accumulated = 4 * _accumulated(config, mesh) if micro > 1 else 0
+    accumulated = 4 * held_elements(config, gradient_axes(config.parallel.zero), mesh) if micro > 1 else 0
     kept = activations.kept // stages * in_flight
     worst = max(_moments(config, mesh, activations.moments, c, kept), key=lambda moment: moment.total)
     tokens = config.data.batch_size * length // math.prod(n for a, n in mesh.items() if a not in (STAGE, TENSOR))
@@ -104,20 +103,6 @@ def memory(config: Config, mesh: Mapping[str, int]) -> Memory:
         host=activations.offloaded // stages * in_flight
         + (state["optimizer"] if config.parallel.offload_optimizer else 0),
     )
-
-
-def _accumulated(config: Config, mesh: Mapping[str, int]) -> int:
-    """Return the elements of gradients that are summed over micro-batches.
-
-    libtpu 0.0.42 turns a reduce-scatter over all chips of a slice into an all-reduce, and moves that of embedding and
-    head out of the loop over micro-batches: there they are summed whole, and reduced once per step.
-    """
-    held = held_elements(config, gradient_axes(config.parallel.zero), mesh)
-    others = math.prod(size for axis, size in mesh.items() if axis not in (SHARED, REPLICATED[0]))
-    if config.parallel.zero < 3 or others > 1 or mesh.get(SHARED, 1) == 1:
-        return held
-    whole, layers = (held_elements(config, parameter_axes(0), mesh, prefix) for prefix in ("", "layers/"))
-    return held_elements(config, parameter_axes(3), mesh, "layers/") + whole - layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +130,7 @@ def _moments(
     own = 4 * held_elements(config, parameter_axes(zero), mesh, "layers/")
     work = max(size for name, size in activations.items() if name != "loss")
     return [
-        _Moment(activations["loss"], 0, (2 * c + 4) * head + c * layer),
+        _Moment(activations["loss"], 0, (c + 4) * head + c * layer),
         _Moment(work, own, c * head + (2 * c + 4) * layer),
         _Moment(0, own, max(0, 8 * rest - kept)),  # where the activations were
     ]

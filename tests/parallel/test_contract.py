@@ -8,6 +8,7 @@ import math
 
 import jax
 import pytest
+from jax.sharding import Mesh
 
 from lm.axes import MESH_AXES
 from lm.parallel.mesh import make_mesh
@@ -20,8 +21,8 @@ L, A, KERNELS = 4, 2, 7
 MATRICES = KERNELS + 1  # stacked over the layers, and the embedding
 
 
-def executions(overrides=None, **sizes: str) -> dict[tuple[str, tuple[str, ...]], int]:
-    """Return (kind, axes) -> how often it runs in one step, on as many devices as the mesh has."""
+def compiled(overrides=None, **sizes: str) -> tuple[str, Mesh]:
+    """Return the step's program, on as many devices as the mesh has."""
     devices = math.prod(int(sizes.get(axis, 1)) for axis in MESH_AXES)
     shape = {
         "model.num_layers": str(L),
@@ -35,8 +36,12 @@ def executions(overrides=None, **sizes: str) -> dict[tuple[str, tuple[str, ...]]
     config = small_config(devices, int(sizes.get("fsdp", 1)), **(shape | parallel | (overrides or {})))
     mesh = make_mesh(config.parallel, jax.devices()[:devices])
     built = build_step(config, mesh)
-    text = built.step.lower(built.state, *abstract_inputs(config, mesh)).compile().as_text()
-    return {key: runs for key, (_, runs, _) in summary(collectives(text, mesh)).items()}
+    return built.step.lower(built.state, *abstract_inputs(config, mesh)).compile().as_text(), mesh
+
+
+def executions(overrides=None, **sizes: str) -> dict[tuple[str, tuple[str, ...]], int]:
+    """Return (kind, axes) -> how often it runs in one step."""
+    return {key: runs for key, (_, runs, _) in summary(collectives(*compiled(overrides, **sizes))).items()}
 
 
 def test_data_parallelism_reduces_once_a_step():
@@ -69,6 +74,15 @@ def test_zero_3_gathers_each_layer_forward_and_backward_and_scatters_its_gradien
     # 2 L + 1 times a layer's kernels; a compiler may find one or two of them at hand.
     assert A * (KERNELS * (2 * L - 1) + 1) <= gathers <= A * (KERNELS * (2 * L + 1) + 1)
     assert not sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "none", "mlp_up"])
+def test_zero_3_keeps_no_layers_gathered_parameters(remat):
+    """A layer's are there, and never those of all layers, `[L, D, F]`."""
+    text, _ = compiled({"model.remat": remat, "model.d_ff": "208"}, fsdp="8")
+    assert "f32[64,208]" in text
+    assert f"f32[{L},64,208]" not in text and f"f32[{L},8,208]" in text
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@
     lm inspect --config experiments/llama_1b.py --devices 16
 
 Llama 3.2's 1B shape with a tied head and OpenAI's cl100k_base tokenizer: 1,178,667,008 parameters. 9,500 steps of
-1,048,576 tokens are one pass over the sample.
+1,048,576 tokens are one pass over the sample. `lm plan --config experiments/llama_1b.py`: compiled, 3.8 of a chip's
+15.75 GiB; predicted 4.3 s a step and 58 % MFU (not run on hardware).
 """
 
 from lm.config import default

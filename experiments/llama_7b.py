@@ -5,7 +5,8 @@
         --config.data.source=shards --config.data.path=gs://BUCKET/fineweb_edu
     lm inspect --config experiments/llama_7b.py --devices 64
 
-The learning rate, decay, betas and warmup are Llama 2's (Touvron et al. 2023, table 1 and section 2.2).
+`lm plan --config experiments/llama_7b.py`: compiled, 10.6 of a chip's 95.7 GiB; predicted 10.7 s a step and 59 % MFU
+(not run on hardware). The learning rate, decay, betas and warmup are Llama 2's (Touvron et al. 2023, table 1 and section 2.2).
 """
 
 from lm.config import default

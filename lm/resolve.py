@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.axes import ACTIVATIONS, BATCH_AXES, MESH_AXES
+from lm.axes import ACTIVATIONS
 from lm.capabilities import EXPERTS, FLOAT8_MATMUL, AttentionCall, Capabilities
 from lm.config import (
     OPTIMIZERS,
@@ -21,12 +21,12 @@ from lm.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     PrecisionConfig,
     remat_names,
 )
 from lm.errors import ConfigError, did_you_mean
 from lm.fields import bad_value, build
+from lm.mesh_checks import check_division, resolve_mesh
 
 
 def resolve(config_dict: Mapping, devices: int = 1, capabilities: Capabilities | None = None) -> Config:
@@ -62,7 +62,7 @@ def _check_extension(path: str, value: str, builtin: Sequence[str]) -> None:
 
 def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Config:
     """Fill in derived fields and check what involves more than one field."""
-    parallel = _check_mesh(config.parallel, devices)
+    parallel = resolve_mesh(config.parallel, devices)
     config = dataclasses.replace(config, parallel=parallel)
     model = _check_model(config, capabilities)
     _check_precision(config.precision, capabilities)
@@ -86,24 +86,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     for name in config.log.sinks:
         if not _EXTENSION.fullmatch(name):
             raise bad_value("log.sinks", name, '"package.module:Name"')
-    shards = math.prod(getattr(parallel, axis) for axis in BATCH_AXES)
-    if data.batch_size % (optimizer.accumulation_steps * shards):
-        raise ConfigError(
-            f"config.data.batch_size={data.batch_size}: expected a multiple of {optimizer.accumulation_steps * shards} "
-            f"(accumulation_steps={optimizer.accumulation_steps} times {shards} batch shards)."
-        )
-    _check_stages(config, optimizer.accumulation_steps * shards)
-    _check_context(data, model, parallel)
-    _check_division(model, optimizer, parallel)
-    if parallel.offload_optimizer and not capabilities.can_offload:
-        raise ConfigError(
-            f"config.parallel.offload_optimizer=True moves the optimizer's state to the host's memory; on "
-            f"{capabilities.platform} the device's memory is the host's. Leave it out."
-        )
-    eval_rows = config.eval.batch_size
-    eval_shards = shards * parallel.stage  # each stage keeps rows of its own
-    if eval_rows is not None and eval_rows % eval_shards:
-        raise ConfigError(f"config.eval.batch_size={eval_rows}: expected a multiple of the {eval_shards} batch shards.")
+    check_division(config, model, capabilities)
     if config.eval.stride is not None and config.eval.stride > data.sequence_length:
         raise ConfigError(
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
@@ -152,79 +135,6 @@ def _check_optimizer(optimizer: OptimizerConfig, precision: PrecisionConfig) -> 
         hint = "set adafactor_momentum or " if optimizer.name == "adafactor" else ""
         raise ConfigError(
             f"config.precision.moments={precision.moments!r}: {optimizer.name} keeps no first moment; {hint}use float32."
-        )
-
-
-def _check_stages(config: Config, batch_multiple: int) -> None:
-    data, last = config.data, config.optimizer.num_steps - 1
-    firsts = [first for first, _, _ in data.stages]
-    if firsts != sorted(set(firsts)) or (firsts and firsts[-1] > last):
-        raise bad_value("data.stages", data.stages, f"first steps that ascend, up to optimizer.num_steps - 1 = {last}")
-    for stage in data.stages:
-        _, batch_size, length = stage
-        if not batch_size or batch_size % batch_multiple:
-            accepted = f"a batch_size (the second) that is a multiple of {batch_multiple}, accumulation_steps times batch shards"
-            raise bad_value("data.stages", stage, accepted)
-        if not length or data.sequence_length % length:
-            accepted = (
-                f"a sequence_length (the third) that divides data.sequence_length={data.sequence_length}, the longest"
-            )
-            raise bad_value("data.stages", stage, accepted)
-
-
-def _check_division(model: ModelConfig, optimizer: OptimizerConfig, parallel: ParallelConfig) -> None:
-    """Refuse a model that does not divide over `tensor`, `stage` and `expert`."""
-    tensor, stage, repeats = parallel.tensor, parallel.stage, parallel.pipeline_repeats
-    for name in ("num_heads", "d_ff", "vocab_size"):
-        size = getattr(model, name)
-        if size is not None and size % tensor:
-            raise ConfigError(f"config.parallel.tensor={tensor}: expected a divisor of model.{name}={size}.")
-    if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
-        raise ConfigError(
-            f"config.parallel.tensor={tensor}: expected a divisor or a multiple of model.num_kv_heads="
-            f"{model.num_kv_heads}."
-        )
-    if parallel.expert > 1 and (not model.num_experts or model.num_experts % parallel.expert):
-        raise ConfigError(
-            f"config.parallel.expert={parallel.expert}: expected a divisor of model.num_experts={model.num_experts}."
-        )
-    if stage == 1:
-        if repeats > 1:
-            raise ConfigError(f"config.parallel.pipeline_repeats={repeats}: without stages there is no pipeline.")
-        return
-    if model.num_layers % (stage * repeats * model.period):
-        of_what = f"{stage} stages times {repeats} repeats" + (
-            f" times a pattern of {model.period} layers" if model.period > 1 else ""
-        )
-        raise ConfigError(
-            f"config.parallel.stage={stage}: expected model.num_layers={model.num_layers} to be a multiple of {of_what}."
-        )
-    if optimizer.accumulation_steps % stage:
-        raise ConfigError(
-            f"config.optimizer.accumulation_steps={optimizer.accumulation_steps}: the micro-batches flow through "
-            f"parallel.stage={stage} stages; expected a multiple of it (4 times as many leave a fifth idle)."
-        )
-
-
-def _check_context(data: DataConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Refuse sequences and heads that do not divide over the `context` axis (`lm.parallel.columns`)."""
-    context, tensor = parallel.context, parallel.tensor
-    if context == 1:
-        return
-    lengths = {"sequence_length": [data.sequence_length], "stages": [length for _, _, length in data.stages]}
-    for field, values in lengths.items():
-        for length in values:
-            if length % (2 * context):
-                raise ConfigError(
-                    f"config.data.{field}={getattr(data, field)!r}: expected a sequence length that is a multiple of "
-                    f"{2 * context}, two chunks for each of parallel.context={context} devices, not {length}."
-                )
-    heads = model.num_heads // tensor if model.num_kv_heads % tensor == 0 else model.num_heads
-    if parallel.context_method == "ulysses" and heads % context:
-        raise ConfigError(
-            f'config.parallel.context_method="ulysses" divides the {heads} heads that a device has '
-            f"(model.num_heads={model.num_heads}, parallel.tensor={tensor}) by parallel.context={context}: expected a "
-            "multiple of it; use ring."
         )
 
 
@@ -373,24 +283,6 @@ def _check_remat(config: Config, capabilities: Capabilities) -> None:
             f"config.model.remat={policy!r} moves activations to the host's memory; on {capabilities.platform} the "
             f"device's memory is the host's. Name them without offload:."
         )
-
-
-def _check_mesh(parallel: ParallelConfig, devices: int) -> ParallelConfig:
-    sizes = {name: getattr(parallel, name) for name in MESH_AXES}
-    for name, size in sizes.items():
-        if size == 0:
-            raise bad_value(f"parallel.{name}", size, "at least 1, or -1 for whatever is left")
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise ConfigError(f"config.parallel: only one axis may be -1, not {' and '.join(free)}.")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if devices % fixed or (not free and fixed != devices):
-        named = {name: size for name, size in sizes.items() if size != 1 or name in ("data", "fsdp")}
-        shape = ", ".join(f"{name}={size}" for name, size in named.items())
-        raise ConfigError(
-            f"config.parallel ({shape}) needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}."
-        )
-    return dataclasses.replace(parallel, **dict.fromkeys(free, devices // fixed))
 
 
 def canonical(config: Config) -> dict[str, Any]:

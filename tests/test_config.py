@@ -8,7 +8,7 @@ import pytest
 from lm.capabilities import AttentionSupport, Capabilities
 from lm.config import Config, ModelConfig, apply_overrides, default, to_dict
 from lm.errors import ConfigError
-from lm.resolve import fingerprint, resolve
+from lm.resolve import fingerprint, resolve, with_vocabulary
 
 
 def changed(**overrides):
@@ -350,3 +350,37 @@ def test_layers_are_unrolled_on_a_cpu_unless_remat_would_be_undone():
     assert unroll(num_layers="8", remat="full") == 1
     assert unroll("tpu", num_layers="8") == 1
     assert unroll(num_layers="8", scan_unroll="2", remat="full") == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"parallel__tensor": "3", "model__num_heads": "8"}, ["parallel.tensor=3", "model.num_heads=8"]),
+        (
+            {"parallel__tensor": "4", "model__num_heads": "12", "model__num_kv_heads": "3", "model__d_model": "96"},
+            ["num_kv_heads=3"],
+        ),
+        ({"parallel__tensor": "2", "model__d_ff": "129"}, ["model.d_ff=129"]),
+        ({"parallel__expert": "2"}, ["parallel.expert=2", "num_experts"]),
+        ({"parallel__expert": "2", "model__num_experts": "3"}, ["parallel.expert=2", "num_experts=3"]),
+        ({"parallel__pipeline_repeats": "2"}, ["pipeline_repeats=2", "no pipeline"]),
+        ({"parallel__stage": "2", "model__num_layers": "3"}, ["parallel.stage=2", "num_layers=3"]),
+        (
+            {"parallel__stage": "2", "model__num_layers": "4", "parallel__pipeline_repeats": "4"},
+            ["2 stages times 4 repeats"],
+        ),
+        ({"parallel__stage": "2", "model__num_layers": "4"}, ["accumulation_steps=1", "parallel.stage=2"]),
+        ({"parallel__offload_optimizer": "True"}, ["offload_optimizer", "cpu"]),
+    ],
+)
+def test_models_that_do_not_divide_over_the_mesh_are_refused(overrides, words):
+    devices = 12
+    refused(changed(data__batch_size="24", **overrides), *words, devices=devices)
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused_when_the_tokenizer_is_known():
+    config = resolve(
+        changed(parallel__tensor="3", model__num_heads="6", model__d_ff="96", model__d_model="96"), devices=3
+    )
+    with pytest.raises(ConfigError, match="multiple of parallel.tensor=3"):
+        with_vocabulary(config, 500)

@@ -12,8 +12,7 @@ compute type:
 
     loss      the moment of the loss, the head (c) with its f32 gradient, and at stage 3 a layer that is gathered ahead
     backward  the worst moment of a layer, the head's gradient (c), this micro-batch's gradients of the layers, f32 (at
-              stage 3 each layer's are scattered as they are made, at 2 when all are there), and at stage 3 two gathered
-              layers and one layer's whole gradients
+              stage 3 each is scattered as it is made, at 2 when all are there), and at stage 3 two gathered layers
     end       all gradients of the micro-batch, R whole in f32 twice, in the activations' place
 
 `lm plan` compares the sum with the compiler's peak wherever it compiles.
@@ -131,6 +130,6 @@ def _moments(
     work = max(size for name, size in activations.items() if name != "loss")
     return [
         _Moment(activations["loss"], 0, (c + 4) * head + c * layer),
-        _Moment(work, own, c * head + (2 * c + 4) * layer),
+        _Moment(work, own, c * head + 2 * c * layer),
         _Moment(0, own, max(0, 8 * rest - kept)),  # where the activations were
     ]

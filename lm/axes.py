@@ -86,8 +86,6 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
     "V": ("tensor",),
     "T": ("context",),
 }
-# The residual stream and the norms on it: tensor parallelism shards the sequence there (Korthikanti et al. 2022).
-RESIDUAL_AXES: Mapping[str, tuple[str, ...]] = {**ACTIVATION_AXES, "T": ("context", "tensor")}
 
 
 def parameter_axes(zero: int) -> Mapping[str, tuple[str, ...]]:

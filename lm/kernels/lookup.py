@@ -13,7 +13,7 @@ def lookup(
     ids_BT: jax.Array,
     dtype: jnp.dtype,
     letters: str,
-    gather: Callable[[jax.Array, str], jax.Array] = lambda table, letters: table,
+    gather: Callable[[jax.Array], jax.Array] = lambda table: table,
 ) -> jax.Array:
     """Return `table[ids]` in `dtype`.
 
@@ -21,12 +21,11 @@ def lookup(
       table: `[V, …]` in the parameter type, sharded or not.
       ids_BT: int32.
       dtype: the compute type.
-      letters: the table's dimension letters, `VD`.
-      gather: `(table, letters)`: lays the sharding of a whole table over one: from a table sharded over D the
-        compiler would make a D-sharded activation and then have to turn it into a batch-sharded one. It gets the
-        table in the compute type, which halves what is sent and held; gradients are added up in f32 all the same.
+      letters: the table's dimension letters, `VD`, for what is laid over this function on a mesh.
+      gather: lays the sharding of a whole table over one. It gets the table in the compute type, which halves what is
+        sent and held; gradients are added up in f32 all the same.
     """
-    return jnp.take(gather(table.astype(dtype), letters), ids_BT, axis=0)
+    return jnp.take(gather(table.astype(dtype)), ids_BT, axis=0)
 
 
 def _lookup_fwd(table, ids_BT, dtype, letters, gather):
@@ -36,7 +35,7 @@ def _lookup_fwd(table, ids_BT, dtype, letters, gather):
 def _lookup_bwd(dtype, letters, gather, residuals, g):
     table, ids_BT = residuals
     dtable = jnp.zeros(table.shape, jnp.float32).at[ids_BT].add(g.astype(jnp.float32))
-    return gather(dtable, letters).astype(table.dtype), None
+    return gather(dtable).astype(table.dtype), None
 
 
 lookup.defvjp(_lookup_fwd, _lookup_bwd)

@@ -15,7 +15,7 @@ from lm.kernels.experts import experts
 from lm.kernels.flash_attention import flash_attention
 from lm.kernels.lookup import lookup
 from lm.model.layout import Layout
-from lm.parallel.mesh import make_constrain, replicated
+from lm.parallel.mesh import named_sharding, replicated
 from lm.parallel.region import region
 
 
@@ -23,18 +23,24 @@ def auto_layout(mesh: Mesh) -> Layout:
     """Return the layout of a model whose arrays are whole, and sharded by the tables of `lm/axes.py`."""
     if mesh.size == 1:
         return Layout()
-    # From a table sharded over D the compiler would make a D-sharded activation and then have to turn it round.
-    gather = lambda table, letters: jax.lax.with_sharding_constraint(table, replicated(mesh))  # noqa: E731
+
+    def gather(table: jax.Array) -> jax.Array:
+        # From a table sharded over D the compiler would make a D-sharded activation and then have to turn it round.
+        return jax.lax.with_sharding_constraint(table, replicated(mesh))
+
+    def constrain(x: jax.Array, letters: str) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, named_sharding(mesh, letters, x.shape, ACTIVATION_AXES))
+
     return Layout(
         attention=_attention(mesh),
         experts=_experts(mesh),
         lookup=functools.partial(lookup, gather=gather),
-        constrain=make_constrain(mesh),
+        constrain=constrain,
     )
 
 
-def _spec(mesh: Mesh, dims: str, array: jax.Array, table=ACTIVATION_AXES) -> PartitionSpec:
-    return PartitionSpec(*partition(dims, array.shape, table, dict(mesh.shape)))
+def _spec(mesh: Mesh, dims: str, array: jax.Array) -> PartitionSpec:
+    return PartitionSpec(*partition(dims, array.shape, ACTIVATION_AXES, dict(mesh.shape)))
 
 
 def _attention(mesh: Mesh) -> Callable:

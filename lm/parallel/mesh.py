@@ -1,6 +1,5 @@
 """The device mesh, and shardings derived from the tables of `lm/axes.py`."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +8,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lm.axes import ACTIVATION_AXES, BATCH_AXES, MESH_AXES, PARAMETERS, RESIDUAL_AXES, partition
+from lm.axes import ACTIVATION_AXES, MESH_AXES, PARAMETERS, partition
 from lm.config import ParallelConfig
 from lm.optim import state_letters
 from lm.parallel.columns import is_split, zigzag
-from lm.parallel.region import manual_axes
 from lm.tree import map_with_path
 
 
@@ -34,7 +32,7 @@ def make_mesh(parallel: ParallelConfig, devices=None) -> Mesh:
 
 
 def named_sharding(mesh: Mesh, dims: str, shape: tuple[int, ...], table: Mapping) -> NamedSharding:
-    """Return the sharding of an array with these dimension letters under one of the three tables."""
+    """Return the sharding of an array with these dimension letters under a table of `lm/axes.py`."""
     return NamedSharding(mesh, PartitionSpec(*partition(dims, shape, table, dict(mesh.shape))))
 
 
@@ -62,35 +60,6 @@ def optimizer_shardings(mesh: Mesh, opt_state: Any, table: Mapping) -> Any:
         return named_sharding(mesh, dims, leaf.shape, table)
 
     return map_with_path(one, opt_state)
-
-
-def make_constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
-    """Return `constrain(x, "BTD")`, which lays the activation tables' sharding over an activation.
-
-    In a region (`lm.parallel.region`) it does so over the axes that are not local there.
-    """
-
-    def constrain(x: jax.Array, dims: str) -> jax.Array:
-        local = manual_axes()
-        free = {axis: size for axis, size in mesh.shape.items() if axis not in local}
-        table = RESIDUAL_AXES if dims == "BTD" else ACTIVATION_AXES
-        spec = PartitionSpec(*partition(dims, x.shape, table, free))
-        if local and math.prod(free.values()) == 1:
-            return x
-        inside = jax.sharding.get_abstract_mesh() if local else mesh
-        return jax.lax.with_sharding_constraint(x, NamedSharding(inside, spec))
-
-    return constrain
-
-
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """Return the mesh axes whose devices hold different rows."""
-    return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
-
-
-def batch_shards(mesh: Mesh) -> int:
-    """Return into how many parts the mesh divides the rows of a batch."""
-    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def batch_spec() -> PartitionSpec:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.parallel.pullback import Pullback
+
 
 def bubble_fraction(stages: int, micro_batches: int, repeats: int = 1) -> float:
     """Return the fraction of the ticks in which a stage has nothing to do: (S - 1) / (M R + S - 1)."""
@@ -180,14 +182,13 @@ def _apply_part(blocks: Callable, params: Any, part: jax.Array, gradient: Any, x
         return blocks(take(params, part), x_bTD, *rest), gradient
 
     def forward(gradient, x_bTD, params, part, rest):
-        out, vjp = jax.vjp(lambda own, x_bTD: blocks(own, x_bTD, *rest), take(params, part), x_bTD)
-        vjp.args_res[0] = None
-        return (out, gradient), (vjp, params, part)
+        own = take(params, part)
+        out, pullback = jax.vjp(lambda own, x_bTD: blocks(own, x_bTD, *rest), own, x_bTD)
+        return (out, gradient), (Pullback.without(pullback, own), params, part)
 
     def backward(kept, cotangents):
-        (vjp, params, part), (out, gradient) = kept, cotangents
-        vjp.args_res[0] = take(params, part)
-        own, x_bTD = vjp(out)
+        (pullback, params, part), (out, gradient) = kept, cotangents
+        own, x_bTD = pullback.restored(take(params, part))(out)
         add = lambda a, part_a: jax.lax.dynamic_update_index_in_dim(a, a[part] + part_a, part, 0)  # noqa: E731
         return jax.tree.map(add, gradient, own), x_bTD, None, None, None
 

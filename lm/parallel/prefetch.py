@@ -5,13 +5,13 @@ it keeps what the layers keep (their remat policy), without the parameters, whic
 layer ahead too. For L layers that is 2 L + 1 gathers and L scatters.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from lm.parallel.pullback import Pullback
 
 
 def prefetched_scan(
@@ -42,7 +42,7 @@ def prefetched_scan(
             ahead = gather(turn(params, jnp.minimum(number + 1, length - 1)))
             out, pullback = jax.vjp(lambda x, whole: body(x, whole, own, side), x, whole)
             x, y = out
-            return (x, ahead), (y, _Pullback.without(pullback, (whole, own, side)))
+            return (x, ahead), (y, Pullback.without(pullback, (whole, own, side)))
 
         (x, last), (ys, pullbacks) = jax.lax.scan(step, (x, gather(turn(params, 0))), (jnp.arange(length), xs))
         return (x, ys), (last, pullbacks, params, xs, side)
@@ -67,26 +67,3 @@ def prefetched_scan(
 
     run.defvjp(forward, backward)
     return run(x, params, xs, side)
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["kept"], meta_fields=["structure", "places"])
-@dataclasses.dataclass(frozen=True)
-class _Pullback:
-    """What `jax.vjp` keeps, without the arrays that are at hand in the backward pass too."""
-
-    kept: list[jax.Array]
-    structure: Any
-    places: tuple[int | None, ...]  # of each leaf: which of the arrays at hand it is; None: it is kept
-
-    @classmethod
-    def without(cls, pullback: Callable, at_hand: Any) -> "_Pullback":
-        leaves, structure = jax.tree.flatten(pullback)
-        number = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(at_hand))}
-        places = tuple(number.get(id(leaf)) for leaf in leaves)
-        return cls([leaf for leaf, place in zip(leaves, places, strict=True) if place is None], structure, places)
-
-    def restored(self, at_hand: Any) -> Callable:
-        arrays, kept = jax.tree.leaves(at_hand), iter(self.kept)
-        return jax.tree.unflatten(
-            self.structure, [next(kept) if place is None else arrays[place] for place in self.places]
-        )

@@ -87,7 +87,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(_f32(params)), extra)
 
     def gradients(params, frozen, batch, grad_scale, step_key):
-        """Return the gradients of the whole batch and the objective's sums; in the region local to the rows."""
+        """Return the gradients of the whole batch and the objective's sums; in the region (`lm.parallel.local`)."""
 
         def loss_fn(params, micro_batch, dropout_key):
             dropout_key = dropout_key if config.model.dropout else None

@@ -104,10 +104,13 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
         if config.parallel.stage > 1:  # all micro-batches in one call: they flow through the pipeline
             grads, sums = of_micro_batch(0, jax.tree.map(lambda a: a.reshape(-1, a.shape[2]), batch))
-        else:
-            first = of_micro_batch(0, jax.tree.map(lambda a: a[0], batch))
-            rest = (jnp.arange(1, micro_batches), jax.tree.map(lambda a: a[1:], batch))
-            (grads, sums), _ = jax.lax.scan(accumulate, first, rest)
+        elif micro_batches == 1:
+            grads, sums = of_micro_batch(0, jax.tree.map(lambda a: a[0], batch))
+        else:  # no turn outside the loop: XLA would run it beside the loop's, with two turns' activations in memory
+            numbered = jnp.arange(micro_batches), batch
+            shapes = jax.eval_shape(of_micro_batch, *jax.tree.map(lambda a: a[0], numbered))
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(accumulate, zeros, numbered)
         return zero.reduce(grads), zero.sum(sums)
 
     def train_step(state: TrainState, batch, hparams):

@@ -77,8 +77,8 @@ TINY = {"model.num_layers": "2", "model.d_model": "64", "model.vocab_size": "128
 TINY |= {"model.num_heads": "2", "model.num_kv_heads": "2", "model.d_ff": "256"}
 TINY |= {"data.sequence_length": "32", "model.max_positions": "32"}
 SMOKE = {
-    "GPT-2, tiny": Case("gpt2_124m.py", TINY, has_peer=True),
-    "Llama, tiny": Case("llama_1b.py", TINY),
+    "GPT-2 tiny": Case("gpt2_124m.py", TINY, has_peer=True),
+    "Llama tiny": Case("llama_1b.py", TINY),
 }
 
 
@@ -112,8 +112,13 @@ class Planned(Ours):
 def work(side: str, args: argparse.Namespace, overrides: list[str]) -> None:
     """Be one side."""
     if side == "ours":
+        from lm.errors import LmError
+
         case = (SMOKE if args.smoke else CASES)[args.case[0]]
-        serve(lambda: Planned(case, overrides))
+        try:
+            serve(lambda: Planned(case, overrides))
+        except LmError as error:
+            sys.exit(f"gpu_training: {error}")
     else:
         device = "cpu" if args.smoke else "cuda"
         serve(lambda: Torch(json.loads(args.shape), device=device, mixed=True, nanogpt=args.nanogpt))

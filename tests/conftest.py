@@ -1,15 +1,18 @@
-"""Eight simulated CPU devices, strict rank promotion, and a cache that the tests share and nothing else sees."""
+"""Eight simulated CPU devices, strict rank promotion, and a cache that the tests share and nothing else sees.
+
+`JAX_PLATFORMS=cuda` runs tests on a GPU instead, those that need one device (`launch/gpu_check.sh`).
+"""
 
 import os
 import tempfile
 
 import pytest
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Level 0: tiny models take far longer to optimize than to run.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
+if os.environ["JAX_PLATFORMS"] == "cpu" and _FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `lm` does
 # One cache of compiled programs and prepared data for all workers of this session, made anew for each session.
 os.environ.setdefault("LM_TEST_CACHE", tempfile.mkdtemp(prefix="lm-tests-"))

@@ -3,13 +3,14 @@
 import argparse
 
 from lm.commands import common
+from lm.commands.opened import add_checkpoint_arguments, open_checkpoint
 from lm.errors import UsageError
 
 HELP = "Loss, perplexity and bits per byte of a checkpoint on a split of its data or on text files."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_checkpoint_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--data",
         default="validation",
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens")
-    opened = common.open_checkpoint(args)
+    opened = open_checkpoint(args)
     config = opened.config
     length = args.sequence_length or config.data.sequence_length
     if config.model.positions == "learned" and length > config.model.max_positions:

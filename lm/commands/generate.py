@@ -5,13 +5,14 @@ import json
 import sys
 
 from lm.commands import common
+from lm.commands.opened import add_checkpoint_arguments, open_checkpoint
 from lm.errors import UsageError
 
 HELP = "Continue a prompt; text appears as it is made."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_checkpoint_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help='text to continue; "-" reads stdin')
     parser.add_argument("--max-new-tokens", type=int, default=128, help="per sample (default: 128)")
     parser.add_argument("--num-return-sequences", type=int, default=1, help="samples (default: 1, which streams)")
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p)
-    opened = common.open_checkpoint(args)
+    opened = open_checkpoint(args)
     from lm.infer.generate import Generator, stream_text
 
     tokenizer = opened.tokenizer

@@ -11,7 +11,7 @@ import pytest
 from lm.checkpoint.average import restore_average
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
-from lm.commands.common import open_run
+from lm.commands.opened import open_run
 from lm.errors import UsageError
 from tests.commands.runs import records
 

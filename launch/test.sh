@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests, in an environment of their own making.
 #   bash launch/test.sh            # fast: under 6 minutes on 2 cores, installation included
-#   bash launch/test.sh --all      # also slow, aot (compiled for TPUs and GPUs), peer (torch, transformers, wandb) and,
+#   bash launch/test.sh --all      # also slow, aot (compiled for TPUs and GPUs), peer (torch, transformers, lm-eval …) and,
 #                                  # with LM_REAL_DATA=DIR, real-data tests
 # Other arguments go to pytest.
 set -euo pipefail
@@ -11,7 +11,7 @@ cd "$root"
 fast="not slow and not real_data and not peer and not aot"
 if [ "${1:-}" = "--all" ]; then
   shift
-  install "test,peer,log,tpu"
+  install "test,peer,log,eval,s3,tpu"
   # To compile for GPUs, JAX's own plugin is enough: no CUDA, which the extra gpu would bring.
   jax="$("$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("jax"))')"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \

@@ -200,6 +200,9 @@ class CheckpointConfig:
 
     every_steps: int = option(200, ge=1, identity=False)  # also at the last step and on SIGTERM
     keep: int = option(2, ge=1, identity=False)  # newest checkpoints kept
+    keep_every: int | None = option(None, ge=1, identity=False)  # those of multiples of this step too; None: no others
+    keep_best: int = option(0, ge=0, identity=False)  # so many too that have the fewest validation bits per byte
+    verify: bool = option(True, identity=False)  # check every array against its checksum when it is restored
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(lm, run, verb):
     assert "can be read" in done.err.splitlines()[-1]
 
 
-def test_training_continues_from_the_last_good_checkpoint_and_keeps_it_until_a_newer_one_is_whole(train, run):
+def test_training_continues_from_the_last_good_checkpoint_and_keeps_it_until_a_newer_one_is_whole(lm, train, run):
     before = records(run)
     _truncated(run / "checkpoints" / "20")
     (run / "checkpoints" / "24.orbax-checkpoint-tmp").mkdir()
@@ -82,14 +82,15 @@ def test_training_continues_from_the_last_good_checkpoint_and_keeps_it_until_a_n
     assert sum("ignoring half-written checkpoint" in line for line in lines) == 1
     assert "resumed at step 16 of 20" in lines
     assert [(r["step"], r["loss"]) for r in records(run)] == [(r["step"], r["loss"]) for r in before]
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["20"]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"20", "20.damaged"}
+    assert '"step": 20' in lm(*VERBS["inspect"], run).out
 
 
 def test_a_damaged_newer_checkpoint_never_displaces_a_good_one(lm, train, run):
     _truncated(run / "checkpoints" / "20")
     (run / "checkpoints" / "20").rename(run / "checkpoints" / "99")
     assert train(run, "--config.checkpoint.keep=1").code == 0
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"20", "99"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"20", "99.damaged"}
     assert '"step": 20' in lm(*VERBS["inspect"], run).out
 
 

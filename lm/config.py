@@ -116,6 +116,7 @@ class DataConfig:
     cache: str | None = option(None, identity=False)  # prepared data; None: $LM_CACHE or ~/.cache/lm
     workers: int | None = option(None, ge=1, identity=False)  # encoding processes; None: one per core
     prefetch: int = option(2, ge=1, identity=False)  # batches built ahead in the background
+    verify: bool = option(True, identity=False)  # hash the shards at every start; beyond 1 GB, while training goes on
 
     @property
     def schedule(self) -> tuple[tuple[int, int, int], ...]:

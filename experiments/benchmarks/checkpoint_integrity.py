@@ -306,7 +306,7 @@ def main() -> None:
         if not args.no_cost:
             result["cost"] = cost(os.path.join(folder, "large"))
             for name, value in result["cost"].items():
-                print(f"{name:<26}{value:>16,.4f}" if isinstance(value, float) else f"{name:<26}{value:>16,}")
+                print(f"{name:<26}{value:>16.4g}" if isinstance(value, float) else f"{name:<26}{value:>16,}")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     total = sum((collections.Counter(row) for row in result["flips"].values()), collections.Counter())

@@ -8,9 +8,12 @@ to. On several hosts all save and restore together, in one folder that all see.
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -119,6 +122,7 @@ class Checkpoints:
         arguments |= {"data": save.JsonSave(dict(data)), "meta": save.JsonSave(meta)}
         if self._writer is None:
             names = ARRAY_ITEMS + JSON_ITEMS
+            _silence_orbax()
             self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(*names))
         self._writing = step
         try:
@@ -359,6 +363,16 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@functools.cache
+def _silence_orbax() -> None:
+    """A save that fails reaches the user as one line: without the traceback that Orbax logs in each of its threads, and
+    that of a write which ends after the first has failed and its event loop is closed."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else show(what)
+
+
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    """TensorStore names file after file and says why at the end, before lines of its own source in brackets."""
+    text = " ".join(str(error).split(" [")[0].split()).rsplit('": ', 1)[-1] or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

@@ -93,7 +93,7 @@ class CheckpointReader:
 
     def _sums(self, item: str, path: str) -> np.ndarray:
         store, total = self.open(item, path), np.zeros(2, np.uint32)
-        chunk = store.chunk_layout.read_chunk.shape
+        chunk = store.chunk_layout.read_chunk.shape or ()  # None: no dimensions
         for start in itertools.product(*(range(0, n, size) for n, size in zip(store.shape, chunk, strict=True))):
             ends = (min(first + size, n) for first, size, n in zip(start, chunk, store.shape, strict=True))
             index = tuple(map(slice, start, ends))

@@ -167,11 +167,12 @@ class Checkpoints:
         self._together(self.wait)
 
     def close(self) -> None:
-        """Finish the background save and stop its threads."""
+        """Finish the background save and stop its threads; raises as `wait`."""
         if self._writer is not None:
             self.wait()
             self._writer.close()
             self._writer = None
+            self._clear()
 
     def start_writing(self) -> None:
         """Make the folder and clear it of what was left half-written, with one line for each.
@@ -290,8 +291,7 @@ class Checkpoints:
         if not hosts.is_first():
             return
         make_folder(self.folder)
-        for path in unfinished(self.folder):  # of a save that failed
-            self._remove(path)
+        self._clear()
         for later in [number for number in self.steps() if number >= step]:
             name = self._set_aside(later, "rolled-back")
             self._warn(f'set aside "{self._path(later)}" as "{name}": the run went back to before it')
@@ -328,11 +328,15 @@ class Checkpoints:
     def _failed(self, error: BaseException) -> LmError:
         """Remove what was written of the step under way, and return what to say."""
         step, self._writing = self._writing, None
+        self._clear()
+        newest = "there is none before it" if self._good is None else f"the newest whole one is of step {self._good}"
+        return LmError(f'cannot write checkpoint "{self._path(step)}" ({newest}): {_one_line(error)}')
+
+    def _clear(self) -> None:
+        """Remove what saves that failed have left; some of their writes may still have been under way at the time."""
         if hosts.is_first():
             for path in unfinished(self.folder):
                 self._remove(path)
-        newest = "there is none before it" if self._good is None else f"the newest whole one is of step {self._good}"
-        return LmError(f'cannot write checkpoint "{self._path(step)}" ({newest}): {_one_line(error)}')
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that nothing takes it for one; return its new name."""

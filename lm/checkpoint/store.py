@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -369,9 +370,14 @@ class Checkpoints:
 
 @functools.cache
 def _silence_orbax() -> None:
-    """A save that fails reaches the user as one line: without the traceback that Orbax logs in each of its threads, and
-    that of a write which ends after the first has failed and its event loop is closed."""
+    """A save that fails reaches the user as one line.
+
+    Not as the traceback that each of Orbax's threads logs, nor with those of its other writes, which end after the
+    first has failed: nobody waits for them any more.
+    """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+    warnings.filterwarnings("ignore", r"coroutine '.*serialize.*' was never awaited", RuntimeWarning)
     show = sys.unraisablehook
     sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else show(what)
 

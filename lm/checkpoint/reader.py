@@ -1,24 +1,15 @@
 """Reading an Orbax checkpoint with numpy and TensorStore alone: no JAX, no mesh, no model code."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from lm.checkpoint.kvstore import CONTEXT, got_no_answer, ocdbt
 from lm.checkpoint.layout import ARRAY_ITEMS
 from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
-from lm.storage import exists, is_remote, join, read_bytes
-
-# One per reader: nodes of the B-trees are read once, and connections shared. A store that is not there is said within
-# seconds (TensorStore's own 32 tries take ten minutes).
-_RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "2s"}
-_CONTEXT = {
-    "cache_pool#ocdbt": {"total_bytes_limit": 64 << 20},
-    "s3_request_retries": _RETRIES,
-    "gcs_request_retries": _RETRIES,
-}
+from lm.storage import exists, join, read_bytes
 
 
 class CheckpointReader:
@@ -94,11 +85,8 @@ class CheckpointReader:
         except KeyError as error:
             raise self.misfit(f"{item} has no array {path}") from error
         if self._context is None:
-            self._context = ts.Context(_CONTEXT)
-        folder = join(self.path, item)
-        # TensorStore wants a normalized path: no `./`, no `..`.
-        base = f"{folder}/" if is_remote(folder) else {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/", "cache_pool": "cache_pool#ocdbt"}
+            self._context = ts.Context(CONTEXT)
+        kvstore = ocdbt(join(self.path, item), name)
         # Orbax stores chunks of zeros too, so one that is missing is damage, not zeros.
         spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
         try:
@@ -118,9 +106,13 @@ class CheckpointReader:
         try:
             return future.result()
         except ValueError as error:
+            if got_no_answer(error):
+                raise LmError(f'checkpoint "{self.path}": {problem} ({_reason(error)}).') from error
             raise self._damaged(f"{problem} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    """TensorStore appends its whole specification; the first clause says what happened."""
-    return " ".join(str(error).split(" [")[0].split())[:200]
+    """TensorStore nests its messages and appends its whole specification; the innermost says what happened."""
+    text = " ".join(str(error).split())
+    code, innermost = text.partition(":")[0], text.split(" [")[0].rpartition(": ")[2]
+    return (innermost if innermost.startswith(code) else f"{code}: {innermost}")[:200]

@@ -17,8 +17,9 @@ from lm import hosts
 from lm.checkpoint.layout import ARRAY_ITEMS, JSON_ITEMS, finished_steps, read_newest, unfinished
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.restore import restore_tree
+from lm.checkpoint.writer import Writer
 from lm.errors import DamagedFileError, LmError
-from lm.storage import filesystem, is_remote, join, make_folder
+from lm.storage import filesystem, is_remote, join, make_folder, of_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +64,11 @@ class Checkpoints:
         """
         self.wait()
         make_folder(self.folder)
-        import orbax.checkpoint as ocp  # 0.3 s: only where checkpoints are written
-
-        save = ocp.args
-        arguments = {name: save.StandardSave(items[name]) for name in ARRAY_ITEMS if jax.tree.leaves(items.get(name))}
-        arguments |= {"data": save.JsonSave(dict(data)), "meta": save.JsonSave(dict(meta))}
+        arrays = {name: items[name] for name in ARRAY_ITEMS if jax.tree.leaves(items.get(name))}
         if self._writer is None:
-            names = ARRAY_ITEMS + JSON_ITEMS
-            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(*names))
+            self._writer = Writer(self.folder, ARRAY_ITEMS + JSON_ITEMS)
         try:
-            self._writer.save(self._absolute(step), args=save.Composite(**arguments), force=True)
+            self._writer.save(join(self.folder, str(step)), arrays, {"data": data, "meta": meta})
         except (OSError, ValueError) as error:
             raise LmError(f'cannot write checkpoint "{join(self.folder, str(step))}": {_one_line(error)}') from error
         self._saved = step
@@ -145,15 +141,10 @@ class Checkpoints:
         data, meta = reader.json("data"), reader.json("meta")
         return Restored(step, {name: restore_tree(reader, name, tree) for name, tree in targets.items()}, data, meta)
 
-    def _absolute(self, step: int):
-        from etils import epath
-
-        path = epath.Path(join(self.folder, str(step)))
-        return path if is_remote(self.folder) else path.absolute()
-
     def _remove(self, path: str) -> None:
         if is_remote(path):
-            filesystem(path).rm(path, recursive=True)
+            with of_store(path, "remove"):
+                filesystem(path).rm(path, recursive=True)
         else:
             shutil.rmtree(path, ignore_errors=True)
 

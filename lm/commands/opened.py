@@ -11,7 +11,7 @@ import numpy as np
 from lm.axes import SHARDED_AXES
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands.common import find_extensions_in, note, require_positive
-from lm.commands.startup import setup_jax
+from lm.commands.startup import give_back_freed_memory, setup_jax
 from lm.config import Config
 from lm.errors import UsageError
 from lm.resolve import resolve
@@ -256,4 +256,5 @@ def open_run(
     weights = weights or ("ema" if has_ema else "params")
     item, wanted = ("extra/ema", targets("float32")) if weights == "ema" else ("params", targets())
     restored = checkpoints.restore({item: wanted}, step=step)
+    give_back_freed_memory()
     return OpenedRun(config, info, model, mesh, restored.items[item], tokenizer, restored.step, weights)

@@ -70,7 +70,12 @@ def test_lengths_share_compiled_programs(model):
 
 @pytest.mark.parametrize(
     ("ids", "expected"),
-    [([], "expected token ids"), ([0.5], "expected token ids"), ([[[1]]], "expected token ids"), ([10**6], "there are")],
+    [
+        ([], "expected token ids"),
+        ([0.5], "expected token ids"),
+        ([[[1]]], "expected token ids"),
+        ([10**6], "there are"),
+    ],
     ids=str,
 )
 def test_what_are_no_token_ids_is_refused(model, ids, expected):

@@ -48,18 +48,42 @@ def filesystem(path: str):
         raise UsageError(f'cannot open "{path}": {error}.{hint}') from error
 
 
+@contextlib.contextmanager
+def of_store(path: str, doing: str) -> Iterator[None]:
+    """Turn what an object store's client raises into one line; a file that is not there stays FileNotFoundError.
+
+    Args:
+      path: a URL.
+      doing: `read`, `write`, `remove`.
+
+    Raises:
+      LmError: no such bucket, no credentials, no right, no answer.
+    """
+    try:
+        yield
+    except (LmError, FileNotFoundError):
+        raise
+    except Exception as error:  # those of botocore, aiohttp and gcsfs have no common base
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise LmError(f'cannot {doing} "{path}": {text[:300].rstrip(".")}.') from error
+
+
 def exists(path: str) -> bool:
     """True if a file or folder is there."""
-    return filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+    if not is_remote(path):
+        return os.path.exists(path)
+    with of_store(path, "read"):
+        return filesystem(path).exists(path)
 
 
 def list_names(path: str) -> list[str]:
     """Return the sorted names in a folder; an absent folder has none."""
     if is_remote(path):
-        fs = filesystem(path)
-        if not fs.exists(path):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+        with of_store(path, "read"):
+            fs = filesystem(path)
+            if not fs.exists(path):
+                return []
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
@@ -69,10 +93,12 @@ def make_folder(path: str) -> None:
     Raises:
       LmError: the folder cannot be created or written.
     """
-    if is_remote(path):
-        filesystem(path).makedirs(path, exist_ok=True)
+    probe = join(path, f".write-{uuid.uuid4().hex}")
+    if is_remote(path):  # stores have no folders; `makedirs` would make a bucket of a mistyped name
+        write_atomic(probe, b"")
+        with of_store(path, "write"):
+            filesystem(path).rm_file(probe)
         return
-    probe = os.path.join(path, f".write-{uuid.uuid4().hex}")
     try:
         os.makedirs(path, exist_ok=True)
         with open(probe, "wb"):
@@ -133,7 +159,8 @@ def read_bytes(path: str) -> bytes:
     """
     try:
         if is_remote(path):
-            return filesystem(path).cat_file(path)
+            with of_store(path, "read"):
+                return filesystem(path).cat_file(path)
         with open(path, "rb") as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -159,7 +186,8 @@ def write_atomic(path: str, data: bytes | str) -> None:
     payload = data.encode("utf-8") if isinstance(data, str) else data
     try:
         if is_remote(path):
-            filesystem(path).pipe_file(path, payload)  # object stores publish a put whole
+            with of_store(path, "write"):
+                filesystem(path).pipe_file(path, payload)  # object stores publish a put whole
             return
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
@@ -173,6 +201,20 @@ def write_atomic(path: str, data: bytes | str) -> None:
                 os.remove(temporary)
     except OSError as error:
         raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
+
+
+def upload(folder: str, url: str, last: str) -> None:
+    """Copy a local folder to an object store, its file `last` after all others: who sees that one sees all.
+
+    Raises:
+      LmError: the store cannot be written.
+    """
+    inside = [os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names]
+    first = [name for name in inside if name != last]
+    with of_store(url, "write"):
+        target = filesystem(url)
+        target.put([os.path.join(folder, name) for name in first], [join(url, name) for name in first])
+        target.put_file(os.path.join(folder, last), join(url, last))
 
 
 class LineLog:
@@ -214,7 +256,8 @@ class LineLog:
         write_atomic(self._part_path(self._next_part), text)
         self._next_part += 1
         for _, path in old:
-            filesystem(path).rm_file(path)
+            with of_store(path, "remove"):
+                filesystem(path).rm_file(path)
 
     def _part_path(self, number: int) -> str:
         stem, extension = os.path.splitext(self._path)

@@ -28,7 +28,8 @@ FLOORS = [
     {"infer", "evaluate"},
     {"train"},
     {"plan", "sweep", "report", "interop", "launch"},
-    {"commands", "__main__", "__init__"},
+    {"commands"},
+    {"__main__", "__init__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(LM.rglob("*.py"))

@@ -2,16 +2,16 @@
 
 import itertools
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lm.checkpoint.checksum import array_sums, digest, to_text
+from lm.checkpoint.kvstore import CONTEXT, got_no_answer, ocdbt
 from lm.checkpoint.layout import ARRAY_ITEMS
-from lm.errors import ConfigError, DamagedFileError, UsageError
-from lm.storage import exists, is_remote, join, read_bytes
+from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+from lm.storage import exists, join, read_bytes
 
 
 class CheckpointReader:
@@ -27,6 +27,7 @@ class CheckpointReader:
     def __init__(self, path: str):
         self.path = path
         self._metadata: dict[str, Mapping] = {}
+        self._context = None
         if not exists(join(path, "_CHECKPOINT_METADATA")):
             raise self._damaged("it was not written to its end (no _CHECKPOINT_METADATA)")
 
@@ -120,22 +121,29 @@ class CheckpointReader:
 
     def open(self, item: str, path: str):
         """Return one array as a TensorStore: it has `shape` and `dtype`, and `store[index].read()`."""
+        return self.open_all(item, [path])[path]
+
+    def open_all(self, item: str, paths: Iterable[str]) -> dict[str, Any]:
+        """Return many arrays as TensorStores by path, opened side by side: each takes a few round trips to a store."""
+        started = {path: self._start_opening(item, path) for path in paths}
+        return {path: self._wait(f"{item}/{path} cannot be opened", future) for path, future in started.items()}
+
+    def _start_opening(self, item: str, path: str):
         import tensorstore as ts
 
-        folder = join(self.path, item)
-        # TensorStore wants a normalized path: no `./`, no `..`.
-        base = f"{folder}/" if is_remote(folder) else {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
         try:
             name = self._entries(item)[path]
         except KeyError as error:
             raise self.misfit(f"{item} has no array {path}") from error
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        if self._context is None:
+            self._context = ts.Context(CONTEXT)
+        kvstore = ocdbt(join(self.path, item), name)
+        # Orbax stores chunks of zeros too, so one that is missing is damage, not zeros.
+        spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
         try:
-            # Orbax stores chunks of zeros too, so one that is missing is damage, not zeros.
-            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
-            return ts.open(spec, open=True, read=True).result()
-        except ValueError as error:
-            raise self._damaged(f"{item}/{path} cannot be opened ({_reason(error)})") from error
+            return ts.open(spec, open=True, read=True, context=self._context)
+        except ValueError as error:  # a scheme that TensorStore does not know
+            raise LmError(f'cannot read checkpoint "{self.path}": {_reason(error)}') from error
 
     def read(self, item: str, path: str, index: Any = ...) -> np.ndarray:
         """Return one array, or a slice of it."""
@@ -143,12 +151,19 @@ class CheckpointReader:
 
     def finish(self, item: str, path: str, future) -> np.ndarray:
         """Wait for a TensorStore read of an array that `open` gave."""
+        return np.asarray(self._wait(f"{item}/{path} cannot be read", future))
+
+    def _wait(self, problem: str, future) -> Any:
         try:
-            return np.asarray(future.result())
+            return future.result()
         except ValueError as error:
-            raise self._damaged(f"{item}/{path} cannot be read ({_reason(error)})") from error
+            if got_no_answer(error):
+                raise LmError(f'checkpoint "{self.path}": {problem} ({_reason(error)}).') from error
+            raise self._damaged(f"{problem} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    """TensorStore appends its whole specification; the first clause says what happened."""
-    return " ".join(str(error).split(" [")[0].split())[:200]
+    """TensorStore nests its messages and appends its whole specification; the innermost says what happened."""
+    text = " ".join(str(error).split())
+    code, innermost = text.partition(":")[0], text.split(" [")[0].rpartition(": ")[2]
+    return (innermost if innermost.startswith(code) else f"{code}: {innermost}")[:200]

@@ -8,13 +8,9 @@ to. On several hosts all save and restore together, in one folder that all see.
 
 import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import os
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -33,8 +29,9 @@ from lm.checkpoint.layout import (
 )
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.restore import restore_tree
+from lm.checkpoint.writer import Writer
 from lm.errors import ConfigError, DamagedFileError, LmError, Preempted, UsageError
-from lm.storage import exists, filesystem, is_remote, join, make_folder
+from lm.storage import exists, filesystem, is_remote, join, make_folder, of_store
 
 METRIC = "bits_per_byte"  # of the validation split, in `meta`: what the best checkpoints have least of
 T = TypeVar("T")
@@ -116,18 +113,11 @@ class Checkpoints:
         self._together(lambda: self._prepare(step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))))
         meta = {**meta, "checksums": tree_checksums(arrays)}
         meta["digest"] = digest(data, meta)
-        import orbax.checkpoint as ocp  # 0.3 s: only where checkpoints are written
-
-        save = ocp.args
-        arguments = {name: save.StandardSave(tree) for name, tree in arrays.items()}
-        arguments |= {"data": save.JsonSave(dict(data)), "meta": save.JsonSave(meta)}
         if self._writer is None:
-            names = ARRAY_ITEMS + JSON_ITEMS
-            _silence_orbax()
-            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(*names))
+            self._writer = Writer(self.folder, ARRAY_ITEMS + JSON_ITEMS)
         self._writing = step
         try:
-            self._writer.save(self._absolute(step), args=save.Composite(**arguments), force=True)
+            self._writer.save(join(self.folder, str(step)), arrays, {"data": data, "meta": meta})
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
@@ -173,6 +163,7 @@ class Checkpoints:
             self.wait()
             self._writer.close()
             self._writer = None
+            self._clear()
             self._clear()
 
     def start_writing(self) -> None:
@@ -355,31 +346,12 @@ class Checkpoints:
     def _path(self, step: int | None) -> str:
         return join(self.folder, str(step))
 
-    def _absolute(self, step: int):
-        from etils import epath
-
-        path = epath.Path(self._path(step))
-        return path if is_remote(self.folder) else path.absolute()
-
     def _remove(self, path: str) -> None:
         if is_remote(path):
-            filesystem(path).rm(path, recursive=True)
+            with of_store(path, "remove"):
+                filesystem(path).rm(path, recursive=True)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-@functools.cache
-def _silence_orbax() -> None:
-    """A save that fails reaches the user as one line.
-
-    Not as the traceback that each of Orbax's threads logs, nor with those of its other writes, which end after the
-    first has failed: nobody waits for them any more.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
-    warnings.filterwarnings("ignore", r"coroutine '.*serialize.*' was never awaited", RuntimeWarning)
-    show = sys.unraisablehook
-    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else show(what)
 
 
 def _one_line(error: BaseException) -> str:

@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> None:
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p)
     opened = open_checkpoint(args)
-    from lm.infer.generate import Generator, stream_text
+    from lm.infer.generate import stream_text
 
     tokenizer = opened.tokenizer
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     prompts = [tokenizer.encode_document(prompt).tolist()] * args.num_return_sequences
-    generator = Generator(opened.model, tokenizer.vocab_size, tokenizer.eot_id)
+    generator = opened.generator
     options = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "seed": args.seed}
     if args.num_return_sequences == 1 and not args.json:
 

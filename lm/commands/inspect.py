@@ -4,17 +4,14 @@ import argparse
 import json
 from typing import Any
 
-from lm.commands import common
+from lm.commands import common, inspect_checkpoint
 from lm.errors import UsageError
-from lm.storage import join
-from lm.train.run_folder import read_run_info
 
 HELP = "What is in a checkpoint (read without JAX), or a config's parameters, FLOPs and memory."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a run's folder")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    inspect_checkpoint.add_arguments(parser)
     parser.add_argument("--config", metavar="FILE", help="look at a config file instead")
     parser.add_argument("--preset", metavar="NAME", help="look at a shape of lm/presets.py; all: list them")
     parser.add_argument(
@@ -23,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.epilog = (
         "examples:\n  lm inspect runs/tiny\n"
+        "  lm inspect runs/tiny/checkpoints/400 --verify\n"
+        "  lm inspect runs/tiny --array layers/mlp/up/kernel --out up.npy\n"
+        "  lm inspect runs/tiny --step 400 --diff runs/tiny --diff-step 600\n"
         "  lm inspect --config experiments/llama_7b.py --devices 64 --config.optimizer.name=muon\n"
         "  lm inspect --preset all"
     )
@@ -37,7 +37,13 @@ def run(args: argparse.Namespace) -> None:
     if args.preset == "all":
         _list_presets(args)
         return
-    result = _inspect_checkpoint(args) if args.checkpoint else _inspect_config(args)
+    if args.checkpoint:
+        inspect_checkpoint.run(args)
+        return
+    for name in ("step", "items", "verify", "array", "out", "diff", "diff_step"):
+        if getattr(args, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} needs a CHECKPOINT.")
+    result = _inspect_config(args)
     if args.json:
         print(json.dumps(result))
     else:
@@ -61,36 +67,6 @@ def _list_presets(args: argparse.Namespace) -> None:
     print(f"{'preset':<16}{'parameters':>20}{'non-embedding':>20}{'active':>20}")
     for name, of in counts.items():
         print(f"{name:<16}{of['total']:>20,}{of['non_embedding']:>20,}{of['active']:>20,}")
-
-
-def _inspect_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    import numpy as np
-
-    from lm.checkpoint.layout import finished_steps, read_newest
-    from lm.checkpoint.reader import CheckpointReader
-
-    info = read_run_info(args.checkpoint)
-    folder = join(args.checkpoint, "checkpoints")
-
-    def read(step: int) -> dict[str, Any]:
-        reader = CheckpointReader(join(folder, str(step)))
-        arrays = []
-        for path in reader.leaves("params"):
-            value = reader.read("params", path)
-            norm = float(np.sqrt(np.sum(np.square(value.astype(np.float64)))))
-            arrays.append({"path": path, "shape": list(value.shape), "dtype": str(value.dtype), "norm": norm})
-        return {
-            "checkpoint": args.checkpoint,
-            "step": step,
-            "steps": finished_steps(folder),
-            "fingerprint": info["fingerprint"],
-            "data": reader.json("data"),
-            "items": reader.items(),
-            "parameters": sum(int(np.prod(a["shape"])) for a in arrays),
-            "arrays": arrays,
-        }
-
-    return read_newest(folder, args.step, read, common.note)
 
 
 def _inspect_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,8 +132,7 @@ def _show(result: dict[str, Any]) -> None:
     print()
     width = max(len(a["path"]) for a in arrays)
     for a in arrays:
-        norm = f"{a['dtype']:>10}  norm {a['norm']:.4g}" if "norm" in a else ""
-        print(f"{a['path']:<{width}}  {tuple(a['shape'])!s:<22}{norm}".rstrip())
+        print(f"{a['path']:<{width}}  {tuple(a['shape'])!s}")
 
 
 def _figure(value: Any) -> str:

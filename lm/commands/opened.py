@@ -1,22 +1,31 @@
-"""A run's checkpoint, opened on the devices of this machine."""
+"""A run's checkpoint, opened on the devices of this machine: for `lm eval`, `lm generate` and notebooks."""
 
 import argparse
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from lm.axes import SHARDED_AXES
+from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands.common import find_extensions_in, note, require_positive
-from lm.commands.startup import setup_jax
+from lm.commands.startup import give_back_freed_memory, setup_jax
 from lm.config import Config
 from lm.errors import UsageError
 from lm.resolve import resolve
 from lm.storage import join
-from lm.train.run_folder import read_run_info
+
+_SHORTEST = 16  # tokens; shorter inputs are padded to it, longer ones to powers of two: few shapes, few compilations
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedRun:
-    """A trained model, ready to use on the devices of this machine."""
+    """A trained model, ready to use on the devices of this machine.
+
+    Programs are compiled once per shape; inputs are padded to few shapes.
+    """
 
     config: Config
     info: dict[str, Any]  # config.json
@@ -34,10 +43,143 @@ class OpenedRun:
             return f"average of checkpoints {', '.join(map(str, self.averaged))}"
         return f"checkpoint of step {self.step}" + (", moving average" if self.weights == "ema" else "")
 
+    def logits(self, ids: Any) -> np.ndarray:
+        """Return the next-token logits at each position, f32 `[T, V]` or `[B, T, V]`.
+
+        V is `config.model.vocab_size`; ids from the tokenizer's vocabulary on are padding.
+
+        Args:
+          ids: token ids `[T]` or `[B, T]`, each row one document; start it with `tokenizer.eot_id`, as in training
+            (`tokenizer.encode_document(text)` does).
+
+        Raises:
+          UsageError: no tokens, an id that there is not, or more of them than the model has positions.
+        """
+        given = np.asarray(ids)
+        if given.ndim not in (1, 2) or not given.size or given.dtype.kind not in "iu":
+            raise UsageError(f"logits of {given.dtype}{list(given.shape)}: expected token ids [T] or [B, T].")
+        B, T = given.reshape(-1, given.shape[-1]).shape
+        if given.min() < 0 or given.max() >= self.config.model.vocab_size:
+            raise UsageError(f"token ids {given.min()} to {given.max()}: there are {self.config.model.vocab_size}.")
+        if self.config.model.positions == "learned" and self.config.model.max_positions < T:
+            raise UsageError(f"{T} tokens: the model has {self.config.model.max_positions} learned positions.")
+        tokens_BT = np.zeros((self._rows(B), self._length(T)), np.int32)
+        tokens_BT[:B, :T] = given.reshape(B, T)
+        segment_ids_BT = np.zeros_like(tokens_BT)  # 0: padding
+        segment_ids_BT[:B, :T] = 1
+        logits_BTV = np.asarray(self._logits(self.params, tokens_BT, segment_ids_BT))[:B, :T]
+        return logits_BTV.reshape(*given.shape, -1)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str | list[str]:
+        """Return the continuation of a prompt, or of each of several, without the prompt.
+
+        Args:
+          prompt: text; continued from the start of a document.
+          max_new_tokens: of each continuation, which may end earlier.
+          temperature: 0: the most likely token.
+          top_k: draw from the k most likely tokens; 0: all.
+          top_p: draw from the smallest set of this mass.
+          seed: of the draws; each prompt has its own.
+
+        Raises:
+          UsageError: a value out of range, or more tokens than the model has positions.
+        """
+        from lm.infer.sampling import SamplingConfig
+
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={max_new_tokens}: expected 1 or more.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = [self.tokenizer.encode_document(text).tolist() for text in prompts]
+        sampling = SamplingConfig(temperature, top_k, top_p)
+        rows = self.generator(self.params, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        texts = [self.tokenizer.decode(row) for row in rows]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def loss(self, text: str | Sequence[str], *, stride: int | None = None) -> dict[str, float]:
+        """Return `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` and `bytes`, as `lm eval`.
+
+        Args:
+          text: a document, or several.
+          stride: new tokens per window, for documents longer than one; None: half the window.
+
+        Raises:
+          UsageError: there is no text, or the stride is no part of the window.
+        """
+        from lm.data.windows import EvalBatches
+
+        texts = [text] if isinstance(text, str) else list(text)
+        whole = self.config.data.sequence_length
+        if not any(texts):
+            raise UsageError("there is no text to score.")
+        if stride is not None and not 1 <= stride <= whole:
+            raise UsageError(f"stride={stride}: expected 1 to {whole}, the window's length.")
+        # A document of n tokens has n targets: the last one's is the separator.
+        lengths = [len(self.tokenizer.encode_document(text)) for text in texts]
+        length = min(self._length(max(lengths)), whole)
+        stride = min(stride or max(1, whole // 2), length)
+        windows = sum(max(1, -(-tokens // stride)) for tokens in lengths)
+        batches = EvalBatches.of_texts(
+            self.tokenizer,
+            texts,
+            sequence_length=length,
+            batch_size=self._rows(min(windows, self.config.data.batch_size)),
+            stride=stride,
+        )
+        return self.evaluator(self.params, batches)
+
+    def _length(self, tokens: int) -> int:
+        longest = self.config.model.max_positions if self.config.model.positions == "learned" else None
+        length = max(_SHORTEST, 1 << (tokens - 1).bit_length())
+        return min(length, longest) if longest else length
+
+    def _rows(self, rows: int) -> int:
+        """Return a number of rows that the devices can share."""
+        return self.mesh.size * (1 << (-(-rows // self.mesh.size) - 1).bit_length())
+
+    @functools.cached_property
+    def evaluator(self):
+        """The loss of this model on evaluation batches: `evaluator(params, batches)`."""
+        from lm.evaluate import LossEvaluator
+        from lm.parallel.local import local_model
+
+        return LossEvaluator(local_model(self.config, self.mesh))
+
+    @functools.cached_property
+    def generator(self):
+        """The `Generator` of this model."""
+        from lm.infer.generate import Generator
+
+        return Generator(self.model, self.tokenizer.vocab_size, self.tokenizer.eot_id)
+
+    @functools.cached_property
+    def _logits(self):
+        import jax
+        import jax.numpy as jnp
+
+        from lm.kernels.linear import in_compute_type
+
+        def logits(params, tokens_BT, segment_ids_BT):
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
+            hidden_BTD = self.model.hidden(params, tokens_BT, positions_BT, segment_ids_BT).x_BTD
+            return self.model.logits(params, hidden_BTD).astype(jnp.float32)
+
+        return jax.jit(in_compute_type(logits, self.config.precision.compute))
+
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which weights of which run: what `open_checkpoint` reads."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument(
         "--weights",
@@ -56,14 +198,14 @@ def open_checkpoint(args: argparse.Namespace) -> OpenedRun:
 
 
 def open_run(
-    workdir: str, step: int | None = None, *, weights: str | None = None, average: int | None = None
+    path: str, step: int | None = None, *, weights: str | None = None, average: int | None = None
 ) -> OpenedRun:
-    """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it.
+    """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it (`lm.open`).
 
     Matmuls run in the compute type, also where the run was trained with float8.
 
     Args:
-      workdir: the run's folder.
+      path: the run's folder, or the folder of one step.
       step: None: the newest checkpoint that can be read.
       weights: `params`, or `ema`: their moving average, in f32; None: `ema` if the run keeps one.
       average: instead, the mean of the parameters of this many checkpoints, up to `step`, in f32.
@@ -72,6 +214,7 @@ def open_run(
       UsageError: no run, no checkpoint, not that step, no moving average, or too few checkpoints.
       DamagedFileError: the checkpoint cannot be read.
     """
+    workdir, folder, step = locate(path, step)
     info = read_run_info(workdir)
     find_extensions_in(info.get("config_folder", "."))
     jax = setup_jax(info["config"]["data"].get("cache"))
@@ -105,7 +248,7 @@ def open_run(
     def targets(dtype=None):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)
 
-    checkpoints = Checkpoints(join(workdir, "checkpoints"), warn=note)
+    checkpoints = Checkpoints(folder, warn=note)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     if average:
         params, steps = restore_average(checkpoints, targets(), average, step=step, warn=note)
@@ -113,4 +256,5 @@ def open_run(
     weights = weights or ("ema" if has_ema else "params")
     item, wanted = ("extra/ema", targets("float32")) if weights == "ema" else ("params", targets())
     restored = checkpoints.restore({item: wanted}, step=step)
+    give_back_freed_memory()
     return OpenedRun(config, info, model, mesh, restored.items[item], tokenizer, restored.step, weights)

@@ -44,16 +44,26 @@ def _keep_freed_memory() -> None:
     page faults of fresh memory took a fifth to a third of the step (experiments/LOG.md). For
     machines without an accelerator; has no effect on other C libraries.
     """
-    import ctypes
-
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_libc("mallopt")
     if mallopt is None:
         return
     arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1  # malloc.h
     for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20)):
         mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give what is free now back to the kernel: after reading a checkpoint, whose chunks are not needed again."""
+    malloc_trim = _of_libc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_libc(name: str):
+    """Return a function of the C library, or None if it has none of that name."""
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 # Optimizers whose step is cheap enough to be done twice.

@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lm.checkpoint.run_folder import read_run_info
 from lm.commands import cluster, common, supervisor
 from lm.config import Config, to_dict
 from lm.errors import ConfigError, UsageError
 from lm.resolve import fingerprint, with_vocabulary
 from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, read_text, write_atomic
-from lm.train.run_folder import read_run_info
 
 _SHARED_SECONDS = 60.0  # in which a network disk shows a file that another host has written
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.checkpoint.run_folder import read_run_info
 from lm.config import Config, to_dict
 from lm.errors import UsageError
 from lm.report import page
@@ -15,7 +16,6 @@ from lm.resolve import resolve
 from lm.storage import is_remote, join, list_names, read_bytes, write_atomic
 from lm.train.console import compact, duration
 from lm.train.metrics import read_metrics
-from lm.train.run_folder import read_run_info
 
 # What keeps the page small whatever the run wrote.
 LATEST_CHARACTERS = 8000  # of the latest samples

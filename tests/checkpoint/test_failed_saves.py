@@ -44,7 +44,7 @@ def test_a_failure_that_nobody_asked_about_is_raised_by_what_waits(checkpoints, 
     for wait in (checkpoints.wait, checkpoints.finish, lambda: save(checkpoints, 22)):
         with FullDisk():
             save(checkpoints, 20)
-            while checkpoints._writer._async_manager._thread.is_alive():
+            while checkpoints._writer._orbax._async_manager._thread.is_alive():
                 pass
         with pytest.raises(LmError, match='checkpoint ".*20".*File too large'):
             wait()

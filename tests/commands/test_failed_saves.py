@@ -24,7 +24,7 @@ def full_disk(monkeypatch):
                 self.wait()  # for the one before, which has room
                 with FullDisk():
                     save(self, *args, **kwargs)
-                    while self._writer._async_manager._thread.is_alive():
+                    while self._writer._orbax._async_manager._thread.is_alive():
                         pass
             else:
                 save(self, *args, **kwargs)

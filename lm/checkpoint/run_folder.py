@@ -1,0 +1,59 @@
+"""A run's folder as other rooms find it. No JAX here."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from lm.errors import DamagedFileError, UsageError
+from lm.storage import exists, is_remote, join, read_text
+
+_STEPS = "checkpoints"
+
+
+def read_run_info(workdir: str, required: Sequence[str] = ("config", "fingerprint", "data")) -> dict[str, Any]:
+    """Return a run's `config.json`.
+
+    Args:
+      workdir: the run's folder.
+      required: keys that the caller cannot do without.
+
+    Raises:
+      UsageError: the folder holds no run.
+      DamagedFileError: the file is not a JSON object with the required keys.
+    """
+    path = join(workdir, "config.json")
+    if not exists(path):
+        raise UsageError(f'no run in "{workdir}": it has no config.json. Give the --workdir of an `lm train`.')
+    try:
+        info = json.loads(read_text(path))
+    except ValueError as error:
+        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
+    if not isinstance(info, dict):
+        raise DamagedFileError(f'"{path}" is damaged: it does not hold a JSON object.')
+    missing = sorted(set(required) - set(info))
+    if missing:
+        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(missing)}.')
+    return info
+
+
+def locate(path: str, step: int | None = None) -> tuple[str, str, int | None]:
+    """Return what a path to a checkpoint means: the run's folder, the folder of its steps, and the step.
+
+    Args:
+      path: a run's folder, or one step in it: `runs/tiny`, `runs/tiny/checkpoints` or `runs/tiny/checkpoints/400`.
+      step: the one asked for; None: the path's, or else the newest.
+
+    Raises:
+      UsageError: `step` is another one than the path's.
+    """
+    trimmed = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    parent, _, name = trimmed.rpartition("/")
+    if exists(join(path, "config.json")) or not (name.isdigit() or name == _STEPS):
+        return path, join(path, _STEPS), step
+    if name == _STEPS:
+        return parent, trimmed, step
+    if step is not None and step != int(name):
+        raise UsageError(f'"{path}" is the checkpoint of step {int(name)}; leave out --step {step}, or give the run.')
+    # One that was copied out of its run may have the config beside it.
+    return parent.removesuffix(f"/{_STEPS}"), parent, int(name)

@@ -3,7 +3,7 @@
     lm train --config experiments/gpt2_124m.py --workdir runs/gpt2 --config.data.path='corpus/*.jsonl'
     lm inspect --config experiments/gpt2_124m.py
 
-Hardware: written for a v5e:4x4, for which its step compiles ahead of time to 4.2 of a chip's 15.75 GiB; eight H200s
+Hardware: written for a v5e:4x4, for which its step compiles ahead of time to 3.9 of a chip's 15.75 GiB; eight H200s
 hold it too. The global batch is 480 rows of 1,024 tokens, in `accumulation_steps` micro-batches. 600,000 steps are
 about 300B tokens. It has not been trained to the end here. `lm inspect` gives its size: 124,475,904 parameters with
 the vocabulary padded to 50,304.

@@ -4,7 +4,7 @@
         --config.data.source=shards --config.data.path=gs://BUCKET/fineweb_edu
     lm inspect --config experiments/llama_70b.py --devices 512
 
-`lm plan --config experiments/llama_70b.py`: compiled, 23.3 of a chip's 95.7 GiB; predicted 12.5 s a step and 61 % MFU
+`lm plan --config experiments/llama_70b.py`: compiled, 14.2 of a chip's 95.7 GiB; predicted 12.5 s a step and 61 % MFU
 (not run on hardware). Data as for llama_7b.py; the learning rate is Llama 2's for this size.
 """
 

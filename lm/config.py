@@ -116,6 +116,7 @@ class DataConfig:
     cache: str | None = option(None, identity=False)  # prepared data; None: $LM_CACHE or ~/.cache/lm
     workers: int | None = option(None, ge=1, identity=False)  # encoding processes; None: one per core
     prefetch: int = option(2, ge=1, identity=False)  # batches built ahead in the background
+    verify: bool = option(True, identity=False)  # hash the shards at every start; beyond 1 GB, while training goes on
 
     @property
     def schedule(self) -> tuple[tuple[int, int, int], ...]:
@@ -200,6 +201,9 @@ class CheckpointConfig:
 
     every_steps: int = option(200, ge=1, identity=False)  # also at the last step and on SIGTERM
     keep: int = option(2, ge=1, identity=False)  # newest checkpoints kept
+    keep_every: int | None = option(None, ge=1, identity=False)  # those of multiples of this step too; None: no others
+    keep_best: int = option(0, ge=0, identity=False)  # so many too that have the fewest validation bits per byte
+    verify: bool = option(True, identity=False)  # check every array against its checksum when it is restored
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,6 +91,13 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
         raise ConfigError(
             f"config.eval.stride={config.eval.stride}: expected at most data.sequence_length={data.sequence_length}."
         )
+    checkpoint = config.checkpoint
+    if checkpoint.keep_best and checkpoint.every_steps % config.eval.every_steps:
+        raise ConfigError(
+            f"config.checkpoint.keep_best={checkpoint.keep_best}: checkpoints must be evaluated at their steps; expected "
+            f"checkpoint.every_steps={checkpoint.every_steps} to be a multiple of "
+            f"eval.every_steps={config.eval.every_steps}."
+        )
     return dataclasses.replace(config, model=model)
 
 

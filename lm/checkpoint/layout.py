@@ -4,7 +4,7 @@ A checkpoint's items are separate: `params`, `frozen`, `opt_state` and `extra` (
 where empty), `data` and `meta` (JSON). Evaluation reads `params` alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from lm.errors import DamagedFileError, UsageError
@@ -18,7 +18,20 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 def finished_steps(folder: str) -> list[int]:
     """Return the steps of the published checkpoints in a folder, oldest first."""
-    return sorted(int(name) for name in list_names(folder) if name.isdigit() and _published(folder, name))
+    return sorted(int(name) for name in _numbered(folder) if _published(folder, name))
+
+
+def superfluous(steps: Sequence[int], *, keep: int, keep_every: int | None, best: Collection[int]) -> list[int]:
+    """Return the steps whose checkpoints need not stay, oldest first.
+
+    Args:
+      steps: of the checkpoints there are, oldest first.
+      keep: the newest that stay.
+      keep_every: multiples of this stay; None: there are none.
+      best: these stay.
+    """
+    kept = {*steps[-keep:], *best, *(step for step in steps if keep_every and step % keep_every == 0)}
+    return [step for step in steps if step not in kept]
 
 
 def read_newest(
@@ -58,11 +71,27 @@ def read_newest(
 
 def unfinished(folder: str) -> list[str]:
     """Return the paths of checkpoints whose writing was cut off before they were published."""
-    names = list_names(folder)
-    cut_off = [name for name in names if name.isdigit() and not _published(folder, name)]
-    return [join(folder, name) for name in [*(name for name in names if _UNFINISHED in name), *cut_off]]
+    temporary = [name for name in list_names(folder) if _UNFINISHED in name]
+    cut_off = [name for name in _numbered(folder) if not _published(folder, name)] if is_remote(folder) else []
+    return [join(folder, name) for name in [*temporary, *cut_off]]
+
+
+def strays(folder: str) -> list[str]:
+    """Return the paths that have a step's name in a local folder and hold nothing of a checkpoint: empty, say."""
+    if is_remote(folder):
+        return []
+    return [join(folder, name) for name in _numbered(folder) if not _published(folder, name)]
+
+
+def _numbered(folder: str) -> list[str]:
+    return [name for name in list_names(folder) if name.isdecimal() and name == str(int(name))]
 
 
 def _published(folder: str, name: str) -> bool:
-    """Local checkpoints appear by a rename; on an object store Orbax writes in place and this file last."""
-    return not is_remote(folder) or exists(join(folder, name, "commit_success.txt"))
+    """Local checkpoints appear by a rename; on an object store Orbax writes in place and `commit_success.txt` last.
+
+    One that has lost parts is published too, so that whoever reads it says so.
+    """
+    if is_remote(folder):
+        return exists(join(folder, name, "commit_success.txt"))
+    return not {"_CHECKPOINT_METADATA", *ARRAY_ITEMS, *JSON_ITEMS}.isdisjoint(list_names(join(folder, name)))

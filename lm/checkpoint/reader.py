@@ -1,11 +1,13 @@
 """Reading an Orbax checkpoint with numpy and TensorStore alone: no JAX, no mesh, no model code."""
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from lm.checkpoint.checksum import array_sums, digest, to_text
 from lm.checkpoint.kvstore import CONTEXT, got_no_answer, ocdbt
 from lm.checkpoint.layout import ARRAY_ITEMS
 from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
@@ -46,9 +48,58 @@ class CheckpointReader:
 
     def _load_json(self, path: str) -> dict[str, Any]:
         try:
-            return json.loads(read_bytes(path))
+            content = json.loads(read_bytes(path))
         except (UsageError, ValueError) as error:
             raise self._damaged(f'"{path}" is missing or not JSON') from error
+        if not isinstance(content, dict):
+            raise self._damaged(f'"{path}" does not hold a JSON object')
+        return content
+
+    def checksums(self) -> dict[str, str] | None:
+        """Return the checksum that each array was saved with, by `item/path`; None: it was written without them.
+
+        Raises:
+          DamagedFileError: `data` or `meta` is not what was saved.
+        """
+        data, meta = self.json("data"), self.json("meta")
+        expected = meta.pop("digest", None)
+        if expected is None and "checksums" not in meta:
+            return None
+        if expected != digest(data, meta):
+            raise self._damaged("data or meta is not what was saved (its sha256 is another one)")
+        return meta["checksums"]
+
+    def verify(self, item: str) -> list[str]:
+        """Return the paths of an item's arrays that are not what was saved, by their checksums.
+
+        One stored chunk of an array is in memory at a time.
+
+        Raises:
+          UsageError: the checkpoint was written without checksums.
+          DamagedFileError: what lists the arrays is damaged.
+        """
+        checksums = self.checksums()
+        if checksums is None:
+            raise UsageError(f'checkpoint "{self.path}" has no checksums: it was written by an older version.')
+        saved = {path.removeprefix(f"{item}/"): text for path, text in checksums.items() if path.startswith(f"{item}/")}
+        there = set(self.leaves(item))
+        damaged = there ^ set(saved)
+        for path in there & set(saved):
+            try:
+                if to_text(self._sums(item, path)) != saved[path]:
+                    damaged.add(path)
+            except DamagedFileError:
+                damaged.add(path)
+        return sorted(damaged)
+
+    def _sums(self, item: str, path: str) -> np.ndarray:
+        store, total = self.open(item, path), np.zeros(2, np.uint32)
+        chunk = store.chunk_layout.read_chunk.shape or ()  # None: no dimensions
+        for start in itertools.product(*(range(0, n, size) for n, size in zip(store.shape, chunk, strict=True))):
+            ends = (min(first + size, n) for first, size, n in zip(start, chunk, store.shape, strict=True))
+            index = tuple(map(slice, start, ends))
+            total += array_sums(self.finish(item, path, store[index].read()), start)
+        return total
 
     def leaves(self, item: str) -> list[str]:
         """Return the paths of an item's arrays, e.g. `layers/mlp/up/kernel`, in the order written."""

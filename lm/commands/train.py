@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
         console = stack.enter_context(shown)
         # 1. Data: prepared once, kept in the cache.
         progress = common.data_progress(console.note)
-        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress)))
+        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
         loader = Loader(
             dataset,
             sequence_length=config.data.sequence_length,
@@ -123,6 +123,8 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
             peak_flops=detect().peak_flops(config.precision.compute),
             meta={"fingerprint": identity},
         )
+
+        loader.check()  # a short run may be done before a large corpus is hashed
 
         # 4. What came of it.
         def report() -> dict[str, Any]:

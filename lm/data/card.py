@@ -18,7 +18,10 @@ def card(dataset: Dataset) -> dict[str, Any]:
     splits = {}
     for split in dataset.splits:
         entry = dataset.counts(split)
-        lengths = np.concatenate([shard.lengths for shard in dataset.shards(split)])
+        shards = dataset.shards(split)
+        for shard in shards:
+            shard.check(wait=True)
+        lengths = np.concatenate([shard.lengths for shard in shards])
         quantiles = np.quantile(lengths, list(_QUANTILES.values()), method="nearest")
         splits[split] = {
             "documents": entry["documents"],

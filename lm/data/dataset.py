@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lm import storage
-from lm.data.shards import Shard
+from lm.data.shards import Shard, ends_path
+from lm.data.verification import AT_ONCE, Verification
 from lm.errors import DamagedFileError, UsageError
 from lm.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,7 +26,7 @@ class Dataset:
     Attributes:
       folder: where they are.
       manifest: the content of `manifest.json`.
-      verify: hash a split's shards when they are first opened.
+      verify: hash a split's shards when they are opened, or from then on (`lm.data.verification`).
     """
 
     folder: str
@@ -51,7 +52,8 @@ class Dataset:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids the shards hold."""
         tokenizer = load_tokenizer(os.path.join(self.folder, TOKENIZER))
-        if tokenizer.sha256 != self.manifest["tokenizer"]["sha256"]:
+        about = self.manifest["tokenizer"]
+        if (tokenizer.sha256, tokenizer.vocab_size) != (about["sha256"], about["vocab_size"]):
             raise DamagedFileError(f'"{self.folder}/{TOKENIZER}" is not the tokenizer of the shards beside it.')
         return tokenizer
 
@@ -80,12 +82,24 @@ class Dataset:
     def shards(self, split: str) -> list[Shard]:
         """Map a split's shards.
 
+        With `verify`, what is damaged in a split of more than 1 GB is found while it is read: `Shard.check` then
+        raises, and so do the loader's and the evaluation's batches.
+
         Raises:
           UsageError: the split has no documents.
           DamagedFileError: a shard is truncated, or changed since it was built.
         """
-        entries = self.counts(split)["shards"]
-        return [Shard.open(os.path.join(self.folder, entry["file"]), entry, self.verify) for entry in entries]
+        entries = {os.path.join(self.folder, entry["file"]): entry for entry in self.counts(split)["shards"]}
+        shards = [Shard.open(path, entry) for path, entry in entries.items()]
+        if not self.verify:
+            return shards
+        expected = {path: entry["sha256"] for path, entry in entries.items()}
+        expected |= {ends_path(path): entry["ends_sha256"] for path, entry in entries.items()}
+        verification = Verification(expected)
+        if sum(shard.tokens.nbytes + shard.ends.nbytes for shard in shards) <= AT_ONCE:
+            verification.check(wait=True)
+            return shards
+        return [dataclasses.replace(shard, verification=verification) for shard in shards]
 
 
 def open_data(folder: str, verify: bool = True) -> Dataset:
@@ -93,7 +107,7 @@ def open_data(folder: str, verify: bool = True) -> Dataset:
 
     Args:
       folder: has a `manifest.json`.
-      verify: hash each shard that is opened (about 1 GB/s) against the manifest; sizes are always checked.
+      verify: hash the shards that are opened (about 1 GB/s) against the manifest; sizes are always checked.
 
     Raises:
       UsageError: there is no manifest.

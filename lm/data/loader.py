@@ -91,6 +91,11 @@ class Loader:
         """UTF-8 bytes per token id: int32 [V]."""
         return self.dataset.token_bytes
 
+    def check(self) -> None:
+        """Wait until the shards are verified; raises DamagedFileError if one is damaged."""
+        for shard in self._shards:
+            shard.check(wait=True)
+
     def rows_consumed(self, step: int) -> int:
         """Rows read before a step, the one that is partly read counted."""
         return -(-self.stages.position(step) // self.sequence_length)

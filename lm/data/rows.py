@@ -35,7 +35,11 @@ def fill_rows(
       Arrays [B, T]: `inputs_BT`, `targets_BT` (the next token of the stream), `segment_ids_BT` (1, 2, …
       per document within the row, 0 on padding), `positions_BT` (from 0 within each segment) and
       `target_bytes_BT` int32; `weights_BT` float32. A position of weight 0 has 0 target bytes.
+
+    Raises:
+      DamagedFileError: the shard's files were found to be damaged.
     """
+    shard.check()
     # Flat index of every position in its stream: +1 from column to column, with a jump where a run begins.
     step_BT = np.ones((num_rows, row_length), np.int64)
     follows = np.zeros(len(runs.start), np.int64)  # where the run before in the same row ended

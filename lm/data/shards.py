@@ -28,10 +28,12 @@ class Shard:
     Attributes:
       tokens: uint16 or uint32 [tokens + 1]; the last one is the closing eot.
       ends: uint64 [documents]; `ends[-1] == len(tokens) - 1`.
+      verification: of its files, where that goes on in the background (`lm.data.verification`).
     """
 
     tokens: np.ndarray
     ends: np.ndarray
+    verification: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -47,6 +49,11 @@ class Shard:
     def lengths(self) -> np.ndarray:
         """Tokens per document, its eot included: int64 [documents]."""
         return self.ends.astype(np.int64) - self.starts
+
+    def check(self, wait: bool = False) -> None:
+        """Raise a DamagedFileError if its files are known to be damaged; `wait` until that is known."""
+        if self.verification is not None:
+            self.verification.check(wait)
 
     @staticmethod
     def from_documents(documents: Iterable[np.ndarray], eot_id: int) -> "Shard":
@@ -78,10 +85,8 @@ class Shard:
                 raise DamagedFileError(f'"{path}" has {actual:,} {name}, its manifest says {expected[name]:,}.')
         if verify:
             for name, key in ((path, "sha256"), (ends_path(path), "ends_sha256")):
-                if expected.get(key) and file_sha256(name) != expected[key]:
-                    raise DamagedFileError(
-                        f'"{name}" was changed or damaged: its sha256 is not the one in its manifest. Build it again.'
-                    )
+                if expected.get(key):
+                    check_file(name, expected[key])
         return Shard(tokens, ends)
 
 
@@ -94,6 +99,23 @@ def file_sha256(path: str) -> str:
     """Return a file's sha256 (about 1 GB/s)."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: str, sha256: str) -> None:
+    """Compare a file's sha256 with what it must be.
+
+    Raises:
+      DamagedFileError: it is another one.
+      LmError: the file cannot be read.
+    """
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+    if actual != sha256:
+        raise DamagedFileError(
+            f'"{path}" was changed or damaged: its sha256 is not the one in its manifest. Build it again.'
+        )
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

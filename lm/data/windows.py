@@ -103,6 +103,12 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         for number in range(self.num_batches):
             yield self.batch(number)
+        self.check()
+
+    def check(self) -> None:
+        """Wait until the shards are verified; raises DamagedFileError if one is damaged."""
+        for shard in self._shards:
+            shard.check(wait=True)
 
     def _batches_of(self, place: int) -> int:
         """How many batches a shard fills, the last partial one counted."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lm import hosts
-from lm.checkpoint.store import Checkpoints
+from lm.checkpoint.store import METRIC, Checkpoints
 from lm.config import Config
 from lm.data.prefetch import Prefetcher
 from lm.data.stages import Stages
@@ -23,6 +23,7 @@ from lm.storage import join
 from lm.train.interrupts import Interrupts
 from lm.train.loss_scale import FLOOR
 from lm.train.metrics import combine, open_sinks
+from lm.train.saving import Saving
 from lm.train.step import BuiltStep, TrainState
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
@@ -70,7 +71,7 @@ def train(
     """Train until `num_steps`, continuing what the run's folder holds.
 
     Where the state comes from, in this order:
-      1. The newest readable checkpoint in `workdir/checkpoints`; damaged ones are passed over.
+      1. The newest checkpoint in `workdir/checkpoints` that is whole; damaged ones are set aside.
       2. The parameters of `initial_params()` (`config.init_from`), with a fresh optimizer.
       3. A fresh initialization from `config.seed`.
     On resume the data must be what it was, read as far as it was (ConfigError otherwise), and the
@@ -98,17 +99,24 @@ def train(
 
     Raises:
       Preempted: stopped by a signal after saving; the same command continues.
-      LmError: the loss is not finite, or a file cannot be written.
+      LmError: the loss is not finite, or a file cannot be written (a checkpoint: the last one, see `Saving`).
     """
     num_steps, interrupts = config.optimizer.num_steps, interrupts or Interrupts()
     mesh, stages, micro = built.mesh, loader.stages, config.optimizer.accumulation_steps
-    checkpoints = Checkpoints(join(workdir, "checkpoints"), keep=config.checkpoint.keep, warn=console.note)
+    checkpoints = Checkpoints(
+        join(workdir, "checkpoints"),
+        keep=config.checkpoint.keep,
+        keep_every=config.checkpoint.keep_every,
+        keep_best=config.checkpoint.keep_best,
+        verify=config.checkpoint.verify,
+        warn=console.note,
+    )
 
     # 1. The state: resumed, started from a checkpoint, or fresh.
-    checkpoints.discard_unfinished()
+    checkpoints.start_writing()
     first = 0
     if checkpoints.shared_steps():
-        restored = checkpoints.restore({name: getattr(built.state, name) for name in STATE_ITEMS})
+        restored = checkpoints.restore({name: getattr(built.state, name) for name in STATE_ITEMS}, set_aside=True)
         first = restored.step
         if restored.data["manifest_hash"] != loader.manifest_hash:
             raise ConfigError(
@@ -185,14 +193,19 @@ def train(
             }
         )
 
-    def save(step: int) -> None:
+    saving = Saving(checkpoints, mesh, config.checkpoint.every_steps, console.note)
+    validated: dict[int, float] = {}  # the newest step that was evaluated: its bits per byte
+
+    def save(step: int, must_succeed: bool = False) -> None:
         report()
         records.flush()
-        checkpoints.save(
+        figure = {METRIC: validated[step]} if step in validated else {}
+        saving(
             step,
             {name: getattr(state, name) for name in STATE_ITEMS},
             data={"rows_consumed": loader.rows_consumed(step), "manifest_hash": loader.manifest_hash},
-            meta={"step": step, **(meta or {})},
+            meta={"step": step, **(meta or {}), **figure},
+            must_succeed=must_succeed,
         )
 
     # 4. One program per batch shape, compiled when its first batch comes.
@@ -223,6 +236,7 @@ def train(
                 profiler.after(step, metrics)
                 # Read once: a signal may come at any time.
                 last, stop = done == num_steps, agreement(interrupts.requested, metrics)
+                due = saving.is_due(done, metrics)
                 for hook in hooks:
                     if last or (done % hook.every == 0 and not stop):
                         report()
@@ -230,6 +244,10 @@ def train(
                             try:
                                 for record in hook.run(done, built.evaluation_params(state)):
                                     write(record)
+                                    if record.get("split") == "validation" and math.isfinite(
+                                        record.get(METRIC) or math.nan
+                                    ):
+                                        validated = {done: record[METRIC]}
                             except Preempted:  # a second Ctrl-C
                                 raise
                             except Exception as error:
@@ -238,8 +256,8 @@ def train(
                                     save(done)
                                 raise
                 # After the hooks, so that a checkpoint's step has all its records on disk before it.
-                if last or done % config.checkpoint.every_steps == 0 or stop:
-                    save(done)
+                if last or due or stop:
+                    save(done, must_succeed=bool(last or stop))
                 if stop and not last:
                     checkpoints.close()
                     raise Preempted(f"stopped by {stop} at step {done}, saved; run the same command to continue.")

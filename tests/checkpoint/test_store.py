@@ -169,7 +169,7 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared_away_by_its_own_run(fo
     assert finished_steps(str(folder)) == [10, 20]
     assert len(unfinished(str(folder))) == 1
     lines: list[str] = []
-    Checkpoints(str(folder), warn=lines.append).discard_unfinished()
+    Checkpoints(str(folder), warn=lines.append).start_writing()
     assert len(lines) == 1 and "half-written" in lines[0]
     assert unfinished(str(folder)) == []
 
@@ -195,6 +195,7 @@ def test_the_reader_needs_no_jax(trained, folder):
     assert leaves == len(jax.tree.leaves(state.params))
     assert (shape, dtype) == ([2, 64, 192], "bfloat16")
     assert value == float(state.params["layers"]["mlp"]["up"]["kernel"][1, 2, 3])
+    assert meta.pop("checksums").keys() >= {"params/layers/mlp/up/kernel"} and len(meta.pop("digest")) == 64
     assert meta == {"step": 20}
     assert not has_jax
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from lm.checkpoint.run_folder import locate, read_run_info
 from lm.errors import UsageError, did_you_mean
 from lm.storage import exists, is_remote, join
 
+T = TypeVar("T")
 _BLOCK = 1 << 22  # elements converted to f64 at a time
 
 
@@ -90,7 +91,7 @@ class Checkpoint:
       info: the run's `config.json`; empty for a checkpoint that was copied without it.
       config: the run's config as a plain dict, resolved; empty likewise.
       data: the data's position: rows consumed, the manifest's hash.
-      meta: what was saved about the checkpoint itself.
+      meta: what was saved about the checkpoint itself; its checksums are `reader.checksums()`.
       arrays: `StoredArray`s by path. Parameters have their own (`layers/mlp/up/kernel`), arrays of other items begin
         with the item: `opt_state/…`, `extra/ema/…`.
 
@@ -102,7 +103,8 @@ class Checkpoint:
         self.path, self.info, self.steps, self.step = path, info, steps, step
         self.reader = CheckpointReader(path)
         self.config: dict[str, Any] = info.get("config", {})
-        self.data, self.meta = self.reader.json("data"), self.reader.json("meta")
+        self.data, meta = self.reader.json("data"), self.reader.json("meta")
+        self.meta = {name: value for name, value in meta.items() if name not in ("checksums", "digest")}
         self.arrays: Mapping[str, StoredArray] = _Arrays(self)
         for item in self.items():
             for leaf in self.reader.leaves(item):
@@ -175,15 +177,18 @@ def open(path: str, step: int | None = None, *, warn: Callable[[str], None] = la
       >>> checkpoint = lm.checkpoint.open("runs/tiny")
       >>> checkpoint.arrays["layers/mlp/up/kernel"][0]
     """
+    return read(path, step, lambda checkpoint: checkpoint, warn)
+
+
+def read(path: str, step: int | None, use: Callable[[Checkpoint], T], warn: Callable[[str], None]) -> T:
+    """Return what `use` makes of the newest checkpoint that can be read as far as `use` reads it; see `open`."""
     workdir, folder, step = locate(path, step)
     # A step that was copied alone has no config; it is still a checkpoint.
-    is_alone = folder == workdir or not exists(join(workdir, "config.json"))
     is_alone = step is not None and not exists(join(workdir, "config.json"))
     info = {} if is_alone else read_run_info(workdir)
     steps = finished_steps(folder)
-    return read_newest(
-        folder, step, lambda number: Checkpoint(join(folder, str(number)), info, steps, number), warn, steps
-    )
+    of_step = lambda number: use(Checkpoint(join(folder, str(number)), info, steps, number))  # noqa: E731
+    return read_newest(folder, step, of_step, warn, steps)
 
 
 def blocks(values: np.ndarray) -> Iterator[np.ndarray]:

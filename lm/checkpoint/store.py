@@ -117,7 +117,7 @@ class Checkpoints:
             self._writer = Writer(self.folder, ARRAY_ITEMS + JSON_ITEMS)
         self._writing = step
         try:
-            self._writer.save(join(self.folder, str(step)), arrays, {"data": data, "meta": meta})
+            self._writer.save(self._path(step), arrays, {"data": data, "meta": meta})
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
@@ -336,7 +336,8 @@ class Checkpoints:
         name = next(name for name in names if not exists(join(self.folder, name)))
         try:
             if is_remote(old):
-                filesystem(old).mv(old, join(self.folder, name), recursive=True)
+                with of_store(old, "rename"):
+                    filesystem(old).mv(old, join(self.folder, name), recursive=True)
             else:
                 os.rename(old, join(self.folder, name))
         except OSError as error:

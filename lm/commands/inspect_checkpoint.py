@@ -8,6 +8,8 @@ import numpy as np
 
 from lm import checkpoint as checkpoints
 from lm.checkpoint import Checkpoint
+from lm.checkpoint.layout import finished_steps
+from lm.checkpoint.run_folder import locate
 from lm.commands import common
 from lm.errors import DamagedFileError, LmError, UsageError
 
@@ -36,6 +38,9 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--array PATH and --out FILE.npy go together.")
     if args.diff_step is not None and not args.diff:
         raise UsageError("--diff-step needs --diff OTHER.")
+    if not (args.verify or args.array or args.diff):
+        _list(args)
+        return
     # Verifying the newest means that one, not the newest that happens to open.
     step = _newest(args) if args.verify and args.step is None else args.step
     checkpoint = checkpoints.open(args.checkpoint, step, warn=common.note)
@@ -43,22 +48,38 @@ def run(args: argparse.Namespace) -> None:
         _verify(checkpoint, args.json)
     elif args.array:
         _export(checkpoint, args)
-    elif args.diff:
-        _diff(checkpoint, checkpoints.open(args.diff, args.diff_step, warn=common.note), args)
     else:
-        _list(checkpoint, args)
+        _diff(checkpoint, checkpoints.open(args.diff, args.diff_step, warn=common.note), args)
 
 
 def _newest(args: argparse.Namespace) -> int | None:
-    from lm.checkpoint.layout import finished_steps
-    from lm.checkpoint.run_folder import locate
-
     _, folder, step = locate(args.checkpoint)
     steps = finished_steps(folder)
     return step if step is not None or not steps else steps[-1]
 
 
-def _list(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+def _list(args: argparse.Namespace) -> None:
+    """Describe the newest checkpoint that can be read to its end."""
+    result = checkpoints.read(args.checkpoint, args.step, lambda checkpoint: _describe(checkpoint, args), common.note)
+    if args.json:
+        print(json.dumps(_finite(result)))
+        return
+    for name in ("checkpoint", "step", "steps", "fingerprint", "data", "parameters"):
+        value = result[name]
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{key} {part:,}" if isinstance(part, int) else f"{key} {part}" for key, part in value.items()
+            )
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+    for item, of in result["totals"].items():
+        print(f"{item}: {of['arrays']} arrays, {of['elements']:,} elements, {of['bytes'] / 2**20:,.1f} MiB")
+    print()
+    width = max((len(a["path"]) for a in result["arrays"]), default=0)
+    for a in result["arrays"]:
+        print(f"{a['path']:<{width}}  {tuple(a['shape'])!s:<22}{a['dtype']:>10}  norm {a['norm']:.4g}")
+
+
+def _describe(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     items = checkpoint.items() if args.items else ["params"]
     wanted = [array for item in items for array in checkpoint.of(item)]
     show = common.progress_line("arrays")
@@ -68,33 +89,18 @@ def _list(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
         arrays.append(entry)
         show(number, len(wanted))
     totals = checkpoint.totals()
-    result = {
+    return {
         "checkpoint": args.checkpoint,
         "step": checkpoint.step,
         "steps": checkpoint.steps,
         "fingerprint": checkpoint.info.get("fingerprint"),
+        "config": checkpoint.config,
         "data": checkpoint.data,
         "items": checkpoint.items(),
         "totals": totals,
         "parameters": totals.get("params", {}).get("elements", 0) + totals.get("frozen", {}).get("elements", 0),
         "arrays": arrays,
     }
-    if args.json:
-        print(json.dumps(_finite({**result, "config": checkpoint.config})))
-        return
-    for name in ("checkpoint", "step", "steps", "fingerprint", "data", "parameters"):
-        value = result[name]
-        if isinstance(value, dict):
-            value = ", ".join(
-                f"{key} {part:,}" if isinstance(part, int) else f"{key} {part}" for key, part in value.items()
-            )
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
-    for item, of in totals.items():
-        print(f"{item}: {of['arrays']} arrays, {of['elements']:,} elements, {of['bytes'] / 2**20:,.1f} MiB")
-    print()
-    width = max((len(a["path"]) for a in arrays), default=0)
-    for a in arrays:
-        print(f"{a['path']:<{width}}  {tuple(a['shape'])!s:<22}{a['dtype']:>10}  norm {a['norm']:.4g}")
 
 
 def _verify(checkpoint: Checkpoint, as_json: bool) -> None:

@@ -96,6 +96,15 @@ def test_an_array_that_cannot_be_written_is_one_line(lm, finished, tmp_path):
     assert "cannot write" in lm("inspect", finished, f"--array={PATH}", f"--out={tmp_path}/no/a.npy").refusal(1)
 
 
+def test_a_newest_checkpoint_whose_arrays_cannot_be_read_is_passed_over(lm, run):
+    for path in (run / "checkpoints" / "20" / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = lm("inspect", run, "--json")
+    assert done.code == 0 and json.loads(done.out)["step"] == 16
+    assert done.err.count("\n") == 1 and "passing over a damaged checkpoint" in done.err
+    assert "damaged" in lm("inspect", run, "--step=20").refusal(1)
+
+
 @pytest.mark.skipif(not hasattr(CheckpointReader, "verify"), reason="needs checksums")
 def test_verify_names_the_arrays_that_are_not_what_was_saved(lm, run):
     assert "intact: step 20" in lm("inspect", run, "--verify").out

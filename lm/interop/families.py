@@ -32,9 +32,9 @@ def _scale_is_standard(model: ModelConfig) -> bool:
     return model.attention_scale is None or abs(model.attention_scale * model.head_dim**0.5 - 1) < 1e-6
 
 
-def _query_scalar(model: ModelConfig) -> int:
-    """Gemma's query_pre_attn_scalar, an integer."""
-    return model.head_dim if model.attention_scale is None else round(model.attention_scale**-2)
+def _query_scalar(model: ModelConfig) -> float:
+    """Gemma's query_pre_attn_scalar, which must be an integer there."""
+    return model.head_dim if model.attention_scale is None else model.attention_scale**-2
 
 
 def _embeddings_scaled_by_width(model: ModelConfig) -> bool:
@@ -172,8 +172,9 @@ def _gemma(model: ModelConfig) -> dict[str, Any]:
     return {
         **_llama(model),
         **_layer_types(model),
+        "sliding_window": max(_windows(model), default=2**20),  # asked for where no layer has a window too
         "hidden_activation": _ACTIVATIONS[model.activation],
-        "query_pre_attn_scalar": _query_scalar(model),
+        "query_pre_attn_scalar": round(_query_scalar(model)),
         "attn_logit_softcapping": model.attention_softcap,
         "final_logit_softcapping": model.logit_softcap,
     }
@@ -223,9 +224,12 @@ def _rope(model: ModelConfig) -> dict[str, Any]:
     return {**_old_rope(model, *kind), "rope_parameters": _rope_parameters(model, *kind)}
 
 
+def _mistral(model: ModelConfig) -> dict[str, Any]:
+    return {**_llama(model), "sliding_window": model.window[0]}
+
+
 def _mixtral(model: ModelConfig) -> dict[str, Any]:
-    experts = {"num_local_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token}
-    return {**_llama(model), **experts, "sliding_window": max(_windows(model), default=None)}
+    return {**_mistral(model), "num_local_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token}
 
 
 def _qwen3_moe(model: ModelConfig) -> dict[str, Any]:
@@ -247,22 +251,41 @@ _GEMMA: Mapping[str, Check] = {
     "norm_placement": ("both",),
     "norm_zero_centred": (True,),
     "embedding_scale": _embeddings_scaled_by_width,
-    "attention_scale": lambda model: (
-        abs((model.attention_scale or 1) ** -2 - round((model.attention_scale or 1) ** -2)) < 1e-6
-    ),
+    "attention_scale": lambda model: abs(_query_scalar(model) - round(_query_scalar(model))) < 1e-6,
     "window": _one_window,
 }
 _OPTIONAL = {"attention_bias": ATTENTION}
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM", names.LLAMA, {}, {**_OPTIONAL, "mlp_bias": FEED_FORWARD}, _llama),
-    Family("mistral", "MistralForCausalLM", names.LLAMA, {"window": _UNIFORM}, {}, lambda model: {**_llama(model), "sliding_window": model.window[0]}),
+    Family("mistral", "MistralForCausalLM", names.LLAMA, {"window": _UNIFORM}, {}, _mistral),
     Family("qwen2", "Qwen2ForCausalLM", names.LLAMA, {"window": _one_window}, {None: ATTENTION[:3]}, _qwen),
     Family("qwen3", "Qwen3ForCausalLM", names.LLAMA, {"qk_norm": (True,), "window": _one_window}, _OPTIONAL, _qwen),
-    Family("gemma2", "Gemma2ForCausalLM", names.GEMMA, {**_GEMMA, "attention_softcap": _ANY, "logit_softcap": _ANY}, _OPTIONAL, _gemma),
-    Family("gemma3_text", "Gemma3ForCausalLM", names.GEMMA, {**_GEMMA, "qk_norm": (True,), "rope_base": _by_layer_kind("rope_base"), "rope_factor": _gemma3_rope}, _OPTIONAL, _gemma3),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        names.GEMMA,
+        {**_GEMMA, "attention_softcap": _ANY, "logit_softcap": _ANY},
+        _OPTIONAL,
+        _gemma,
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        names.GEMMA,
+        {**_GEMMA, "qk_norm": (True,), "rope_base": _by_layer_kind("rope_base"), "rope_factor": _gemma3_rope},
+        _OPTIONAL,
+        _gemma3,
+    ),
     Family("mixtral", "MixtralForCausalLM", names.MIXTRAL, {"num_experts": _EXPERTS, "window": _UNIFORM}, {}, _mixtral),
-    Family("qwen3_moe", "Qwen3MoeForCausalLM", names.QWEN3_MOE, {"num_experts": _EXPERTS, "qk_norm": (True,), "window": _one_window}, {}, _qwen3_moe),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        names.QWEN3_MOE,
+        {"num_experts": _EXPERTS, "qk_norm": (True,), "window": _one_window},
+        {},
+        _qwen3_moe,
+    ),
     Family(
         "gpt2",
         "GPT2LMHeadModel",
@@ -279,17 +302,17 @@ FAMILIES: tuple[Family, ...] = (
         {None: (*ATTENTION, "up", "down", "norm")},
         _gpt2,
     ),
-)  # fmt: skip
+)
 
 
 def family_of(model: ModelConfig) -> Family:
-    """Return the first family that expresses a resolved model exactly.
+    """Return the family that expresses a resolved model exactly: with the fewest biases of 0, the first of these.
 
     Raises:
       ConfigError: none does; names the first field that the nearest family cannot express.
     """
     misfits = {family: family.misfits(model) for family in FAMILIES}
-    nearest = min(FAMILIES, key=lambda family: len(misfits[family]))
+    nearest = min(FAMILIES, key=lambda family: (len(misfits[family]), len(family.zero_biases(model))))
     if not misfits[nearest]:
         return nearest
     field = misfits[nearest][0]

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from lm.axes import letters
 from lm.checkpoint.reader import CheckpointReader
 from lm.config import Config
 from lm.errors import ConfigError
@@ -73,19 +72,19 @@ def export(
     }
 
     def read(path: str) -> np.ndarray:
-        if path in zeros:
-            return np.zeros([table[0].sizes[letter] for letter in letters(path)], np.float32)
         return reader.read(item, inside + path)
 
     def arrays():
-        for number, (_, array) in enumerate(from_parameters(table, read), 1):
+        done = 0
+        for array in from_parameters(table, read, zeros):
             yield array
-            progress(number, len(table))
+            del array  # before the next is read
+            progress(done := done + 1, len(table))
 
     specs = [(tensor.name, tensor.shape) for tensor in table]
     files = write_sharded(folder, specs, arrays(), _numpy_dtype(dtype), shard_bytes)
     padding = list(range(tokenizer.vocab_size, model.vocab_size))
-    eot = {name: tokenizer.eot_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    eot = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
     written = {
         **tokenizer_files,
         "generation_config.json": {**eot, **({"suppress_tokens": padding} if padding else {})},

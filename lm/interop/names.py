@@ -190,18 +190,26 @@ def to_parameters(
     return params
 
 
-def from_parameters(table: list[Tensor], read: Callable[[str], np.ndarray]) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Yield each tensor of a table with its array, holding no more than one tensor's arrays of ours at a time.
+def from_parameters(
+    table: list[Tensor], read: Callable[[str], np.ndarray], zeros: frozenset[str] = frozenset()
+) -> Iterator[np.ndarray]:
+    """Yield the array of each tensor of a table, holding no more than one tensor's arrays of ours at a time.
 
     Args:
       table: from `tensors`.
-      read: returns our whole parameter of a path; zeros for a bias that the model has not.
+      read: returns our whole parameter of a path.
+      zeros: as for `tensors`.
     """
     held: tuple[str, ...] = ()
     arrays: list[np.ndarray] = []
     for tensor in table:
         if tensor.paths != held:
             arrays.clear()  # before the next is read
-            arrays += [read(path) for path in tensor.paths]
+            arrays += [
+                np.zeros([tensor.sizes[letter] for letter in letters(path)], np.float32)
+                if path in zeros
+                else read(path)
+                for path in tensor.paths
+            ]
             held = tensor.paths
-        yield tensor, tensor.join([array[tensor.place] for array in arrays])
+        yield tensor.join([array[tensor.place] for array in arrays])

@@ -35,9 +35,9 @@ class OpenedRun:
         return f"checkpoint of step {self.step}" + (", moving average" if self.weights == "ema" else "")
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that say which weights of which run: what `open_checkpoint` reads."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument("--checkpoint", required=required, metavar="DIR", help="a run's folder")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument(
         "--weights",

@@ -2,10 +2,18 @@
 
     python experiments/benchmarks/compare_power.py
 
-2,000 simulations per line, about 2 minutes on one CPU core. "errs" is how often two equal models are told apart at the
-5 % level; "finds" how often the difference named is; "covers" how often the 95 % interval holds the true difference.
+2,000 simulations per line, about 7 minutes on one busy CPU core. "errs" is how often two equal models are told apart at
+the 5 % level; "finds" how often the difference named is found; "covers" how often the 95 % interval holds it.
 
-    (figures below as measured)
+    items                 errs  difference   finds  covers
+    10 documents         0.025        0.03   0.347   0.972
+    30 documents         0.043        0.02   0.484   0.959
+    100 documents        0.042        0.01   0.415   0.957
+    50 questions         0.017        0.15   0.610   0.965
+    200 questions        0.042        0.08   0.676   0.956
+    1000 questions       0.043        0.04   0.779   0.955
+    20 skewed items      0.059         0.8   0.886   0.941
+    100 skewed items     0.045         0.3   0.860   0.954
 """
 
 import argparse

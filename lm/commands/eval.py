@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens")
     by = eval_loss.asked_for(args.by)
-    if args.out and not args.all_steps:
-        raise UsageError("--out belongs to --all-steps.")
+    if args.out and not (args.all_steps and args.out.endswith(".svg")):
+        raise UsageError(f"--out {args.out}: the curve of --all-steps, a file that ends in .svg.")
     if args.compare:
         eval_compare.run(args)
         return

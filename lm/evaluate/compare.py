@@ -118,10 +118,16 @@ def compare(
     tails = [_swapped_t(d_n, w_n, resamples, draw)]
     if varies:
         tails.append(_resampled_t(d_n - difference * w_n, w_n, resamples, draw))
-    p = max((1 + np.count_nonzero(t_r >= observed)) / (1 + resamples) for t_r in tails)
-    quantile = max(float(np.quantile(t_r, confidence, method="higher")) for t_r in tails)
-    reach = quantile * error if varies else 0.0
+    # Swapping none is among the swaps: it must count, whatever the last digits of its sums are.
+    p = max((1 + np.count_nonzero(t_r >= observed * (1 - 1e-6))) / (1 + resamples) for t_r in tails)
+    reach = max(_quantile(t_r, 1 - confidence) for t_r in tails) * error * (1 + 1e-6) if varies else 0.0
     return Comparison(**figures, low=float(difference - reach), high=float(difference + reach), p=float(p), **about)
+
+
+def _quantile(t_r: np.ndarray, level: float) -> float:
+    """Return the smallest |t| whose p is below the level."""
+    extreme = math.ceil(level * (1 + len(t_r))) - 2  # as many may be as large
+    return float(np.sort(t_r)[-1 - extreme]) if extreme >= 0 else math.inf
 
 
 def _standard_error(sum_of_squares, n: int, weight):

@@ -12,6 +12,7 @@ VERBS = {  # in the order of use
     "train": "train a model; continues if the folder holds a run",
     "eval": "loss, perplexity and bits per byte of a checkpoint",
     "generate": "continue a prompt, streaming",
+    "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
     "plan": "memory, communication and step time on hardware that is not here",

@@ -175,10 +175,10 @@ class OpenedRun:
         return jax.jit(in_compute_type(logits, self.config.precision.compute))
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that say which weights of which run: what `open_checkpoint` reads."""
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
+        "--checkpoint", required=required, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
     )
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument(

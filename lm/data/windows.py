@@ -48,6 +48,8 @@ class EvalBatches:
     Attributes:
       num_tokens: targets that are scored, in all batches.
       num_batches: how many there are.
+      num_documents: of all shards, scored or not.
+      num_windows: that are scored.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class EvalBatches:
             self._plans.append((ListedPlan(starts, lengths, order, offsets), score_from))
         self.num_tokens = int((windows[1] - windows[2]).sum())
         self.num_batches = sum(map(self._batches_of, range(len(self._plans))))
+        self.num_documents = sum(len(shard.ends) for shard in self._shards)
+        self.num_windows = windows.shape[1]
 
     @staticmethod
     def of_split(dataset: Dataset, split: str, **options) -> "EvalBatches":
@@ -116,14 +120,8 @@ class EvalBatches:
 
     def batch(self, number: int) -> Batch:
         """Return one batch, by number from 0."""
-        place = 0
-        while place < len(self._plans) and number >= self._batches_of(place):
-            number -= self._batches_of(place)
-            place += 1
-        if number < 0 or place == len(self._plans):
-            raise IndexError("no such evaluation batch")
+        place, rows = self._locate(number)
         shard, (plan, score_from) = self._shards[place], self._plans[place]
-        rows = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, plan.num_rows))
         _, item = plan.items(rows)
         return fill_rows(
             shard,
@@ -133,3 +131,35 @@ class EvalBatches:
             self._token_bytes_V,
             score_from=score_from[item],
         )
+
+    def origins(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each position of a batch comes from: its document and its window, int64 [B, T], -1 on padding.
+
+        Both are numbered over all shards, in the order of the stream; a token's place in its window is the batch's
+        `positions_BT`.
+        """
+        place, rows = self._locate(number)
+        plan, _ = self._plans[place]
+        runs, (_, item) = plan.runs(rows), plan.items(rows)
+        document = np.searchsorted(self._shards[place].ends.astype(np.int64), runs.start, side="right")
+        document += sum(len(shard.ends) for shard in self._shards[:place])
+        window = item + sum(len(plan.starts) for plan, _ in self._plans[:place])
+        run = np.repeat(np.arange(len(runs.start)), runs.length)
+        column = np.arange(len(run)) - np.repeat(np.cumsum(runs.length) - runs.length, runs.length) + runs.column[run]
+        out = []
+        for owner in (document, window):
+            owner_BT = np.full((self._batch_size, self._length), -1, np.int64)
+            owner_BT[runs.row[run], column] = owner[run]
+            out.append(owner_BT)
+        return out[0], out[1]
+
+    def _locate(self, number: int) -> tuple[int, np.ndarray]:
+        """Return the shard of a batch, and which of its plan's rows it holds."""
+        place = 0
+        while place < len(self._plans) and number >= self._batches_of(place):
+            number -= self._batches_of(place)
+            place += 1
+        if number < 0 or place == len(self._plans):
+            raise IndexError("no such evaluation batch")
+        num_rows = self._plans[place][0].num_rows
+        return place, np.arange(number * self._batch_size, min((number + 1) * self._batch_size, num_rows))

@@ -1,7 +1,8 @@
 """Loss, perplexity and bits per byte of a model on evaluation batches."""
 
+import collections
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.linear import in_compute_type
 from lm.objectives import next_token
+from lm.parallel.columns import is_split, zigzag
 from lm.parallel.local import LocalModel
 from lm.parallel.mesh import batch_spec, place_batch, replicated
 
 
 class LossEvaluator:
-    """Scores batches of one shape with one compiled program.
+    """Scores batches of one shape with one compiled program: sums over all tokens, or, where asked for, each token.
 
     Args:
       local: the model on its mesh (`lm.parallel.local.local_model`, with a micro-batch for each pipeline stage); the
@@ -30,8 +32,18 @@ class LossEvaluator:
             _, sums = local.objective(next_token, params, batch, grad_scale=1.0, dropout_key=None)
             return zero.sum(sums)
 
-        sums = zero.local(own_sums, (zero.parameter_specs, batch_spec()), PartitionSpec())
-        self._sums = jax.jit(in_compute_type(sums, local.model.precision.compute), out_shardings=replicated(self._mesh))
+        def own_tokens(params, batch):
+            rows = {name: a.reshape(-1, a.shape[2]) for name, a in batch.items()}
+            _, nll_BT = local.objective(_each_token, params, rows, grad_scale=1.0, dropout_key=None)
+            return nll_BT.reshape(batch["weights_BT"].shape)
+
+        def compiled(function, out_spec):
+            function = zero.local(function, (zero.parameter_specs, batch_spec()), out_spec)
+            exact = in_compute_type(function, local.model.precision.compute)
+            return jax.jit(exact, out_shardings=replicated(self._mesh))
+
+        self._sums = compiled(own_sums, PartitionSpec())
+        self._tokens = compiled(own_tokens, batch_spec())
 
     def __call__(
         self,
@@ -49,12 +61,35 @@ class LossEvaluator:
         Document separators are predicted too: their nats count, their bytes are 0.
         """
         total = {"nll": 0.0, "tokens": 0.0, "bytes": 0.0}
-        pending: list[Mapping[str, jax.Array]] = []
-
-        def collect():
-            sums = jax.device_get(pending.pop(0))
+        for _, sums in self._run(self._sums, params, batches, progress):
             for name in total:
                 total[name] += float(sums[name])
+        return summarize(total["nll"], total["tokens"], total["bytes"])
+
+    def tokens(
+        self,
+        params: Any,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
+        """Yield each batch with the negative log-likelihood of its targets, f32 `[B, T]` in nats, 0 where not scored.
+
+        Arguments as of a call.
+        """
+        context = self._mesh.shape["context"]
+        for batch, nll_ABT in self._run(self._tokens, params, batches, progress):
+            nll_BT = nll_ABT.reshape(batch["weights_BT"].shape)
+            if is_split(nll_BT.shape[1], context):  # from the order in which the devices have the columns
+                nll_BT = nll_BT[:, np.argsort(zigzag(nll_BT.shape[1], context))]
+            yield batch, nll_BT
+
+    def _run(self, program: Callable, params: Any, batches: Iterable, progress: Callable[[int], None]) -> Iterator:
+        """Yield (batch, what the program gives of it, on the host), fetched late: the device never waits for the host."""
+        pending: collections.deque = collections.deque()
+
+        def oldest():
+            batch, out = pending.popleft()
+            return batch, jax.device_get(out)
 
         for number, batch in enumerate(batches):
             (B, T), stages = batch["inputs_BT"].shape, self._mesh.shape["stage"]
@@ -62,13 +97,23 @@ class LossEvaluator:
             placed = place_batch(
                 self._mesh, shape, lambda rows, columns, batch=batch: {k: a[rows][:, columns] for k, a in batch.items()}
             )
-            pending.append(self._sums(params, placed))
-            if len(pending) > 2:  # fetched late, so the device never waits for the host
-                collect()
+            pending.append((batch, program(params, placed)))
+            if len(pending) > 2:
+                yield oldest()
             progress(number + 1)
         while pending:
-            collect()
-        return summarize(total["nll"], total["tokens"], total["bytes"])
+            yield oldest()
+
+
+def _each_token(model, params, batch, *, cross_entropy, grad_scale, dropout_key):
+    """Return (0, weighted nll `[B, T]`): an objective in form, for `LocalModel.objective`."""
+    hidden = model.hidden(
+        params, batch["inputs_BT"], batch["positions_BT"], batch["segment_ids_BT"], dropout_key=dropout_key
+    )
+    options = {"softcap": model.config.logit_softcap, "chunk": model.config.loss_chunk}
+    head_DV, weights_BT = model.head(params), batch["weights_BT"]
+    _, nll_BT = cross_entropy(hidden.x_BTD, head_DV, batch["targets_BT"], weights_BT, grad_scale, **options)
+    return 0.0, nll_BT * weights_BT
 
 
 def summarize(nll: float, tokens: float, num_bytes: float) -> dict[str, float]:

@@ -31,7 +31,8 @@ assert not heavy, heavy
 def test_every_listed_verb_is_built_and_no_built_verb_is_missing():
     for verb in VERBS:
         assert importlib.util.find_spec(f"lm.commands.{verb}"), verb
-    helpers = {"__init__", "cluster", "common", "environment", "startup", "supervisor"}
+    helpers = {"__init__", "cluster", "common", "environment", "opened", "startup", "supervisor"}
+    helpers |= {"eval_compare", "eval_loss", "eval_steps"}
     assert {path.stem for path in (REPOSITORY / "lm" / "commands").glob("*.py")} - helpers == set(VERBS)
 
 

@@ -1,19 +1,26 @@
 """Each family's preset, made small, gives the logits of Hugging Face's model from the same random weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lm.config import default
+from lm.interop.families import config_json, family_of
+from lm.interop.names import from_parameters, tensors, to_parameters
+from lm.interop.safetensors import write_sharded
+from lm.interop.tokenizer import dump
 from lm.model import Transformer
+from lm.model.flops import parameter_shapes
 from lm.presets import preset
 from lm.resolve import resolve
+from lm.tree import map_with_path
 
 pytestmark = pytest.mark.peer
 
 L, D, N, K, V, F, T = 3, 64, 4, 2, 128, 96, 24
-H = D // N
 
 
 def our_model(name: str, **small) -> Transformer:
@@ -58,11 +65,53 @@ def randomized(peer):
     return peer.eval()
 
 
-def stack(layers):
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+def imported(peer, model: Transformer, folder) -> dict:
+    """Hugging Face's weights, from the files that it saves, as our parameters."""
+    peer.save_pretrained(folder)
+    from safetensors.numpy import load_file
+
+    weights = load_file(folder / "model.safetensors")
+    flat = to_parameters(family_of(model.config).names, parameter_shapes(model.config), weights.__getitem__)
+    params: dict = {}
+    for path, array in flat.items():
+        *above, name = path.split("/")
+        functools.reduce(lambda tree, key: tree.setdefault(key, {}), above, params)[name] = array
+    return params
 
 
-def test_gpt2_gives_hugging_faces_logits():
+def exported(model: Transformer, params, folder):
+    """Our parameters written for Hugging Face, and what its own loader makes of them."""
+    import transformers
+
+    folder.mkdir()
+    family, flat = family_of(model.config), {}
+    map_with_path(lambda path, leaf: flat.__setitem__(path, np.asarray(leaf)), params)
+    zeros = family.zero_biases(model.config)
+    table = tensors(family.names, {path: array.shape for path, array in flat.items()}, zeros)
+    arrays = from_parameters(table, flat.__getitem__, zeros)
+    write_sharded(str(folder), [(tensor.name, tensor.shape) for tensor in table], arrays, np.dtype("float32"), 100_000)
+    settings = config_json(family, model.config, max_positions=T, eot_id=0, dtype="float32")
+    (folder / "config.json").write_text(dump(settings))
+    peer, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return peer.eval()
+
+
+def check(peer, model: Transformer, tmp_path) -> None:
+    """Our model with Hugging Face's weights gives its logits; what we export from there does too."""
+    params = imported(peer, model, tmp_path / "theirs")
+    compare(peer, model, params)
+    again = exported(model, params, tmp_path / "ours")
+    assert type(again) is type(peer)
+    compare(again, model, params)
+    saved = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+    for name, tensor in again.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), saved[name], err_msg=name)
+
+
+def test_gpt2_gives_hugging_faces_logits(tmp_path):
     import transformers
 
     peer = randomized(
@@ -70,39 +119,7 @@ def test_gpt2_gives_hugging_faces_logits():
             transformers.GPT2Config(vocab_size=V, n_positions=T, n_embd=D, n_layer=L, n_head=N, n_inner=F)
         )
     )
-    w = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
-
-    def layer(i):
-        p = f"transformer.h.{i}."
-        kernels = np.split(w[p + "attn.c_attn.weight"], 3, -1)  # Conv1D: [in, out]
-        biases = np.split(w[p + "attn.c_attn.bias"], 3)
-        attention = {
-            name: {"kernel": kernel.reshape(D, N, H), "bias": bias.reshape(N, H)}
-            for name, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
-        }
-        attention["out"] = {
-            "kernel": w[p + "attn.c_proj.weight"].reshape(N, H, D),
-            "bias": w[p + "attn.c_proj.bias"],
-        }
-        mlp = {
-            ours: {"kernel": w[f"{p}mlp.{theirs}.weight"], "bias": w[f"{p}mlp.{theirs}.bias"]}
-            for ours, theirs in (("up", "c_fc"), ("down", "c_proj"))
-        }
-        norms = {
-            ours: {"scale": w[f"{p}{theirs}.weight"], "bias": w[f"{p}{theirs}.bias"]}
-            for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2"))
-        }
-        return {"attention": attention, "mlp": mlp, **norms}
-
-    params = {
-        "embed": {
-            "tokens": {"embedding": w["transformer.wte.weight"]},
-            "positions": {"embedding": w["transformer.wpe.weight"]},
-        },
-        "layers": stack([layer(i) for i in range(L)]),
-        "final_norm": {"scale": w["transformer.ln_f.weight"], "bias": w["transformer.ln_f.bias"]},
-    }
-    compare(peer, our_model("gpt2", num_kv_heads=N, max_positions=T), params)
+    check(peer, our_model("gpt2", num_kv_heads=N, max_positions=T), tmp_path)
 
 
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -165,61 +182,45 @@ def hugging_face(family: str, settings: dict):
     return randomized(getattr(transformers, f"{family}ForCausalLM")(config))
 
 
-def converted(peer, layers: int, head_dim: int, tied: bool):
-    """Hugging Face's Llama-like weights as our parameters."""
-    w = {key: tensor.detach().numpy() for key, tensor in peer.state_dict().items()}
-    sandwich = "model.layers.0.pre_feedforward_layernorm.weight" in w
-
-    def layer(i):
-        p = f"model.layers.{i}."
-        kernel = lambda path: w[f"{p}{path}.weight"].T  # noqa: E731  Linear: [out, in]
-        attention = {"out": {"kernel": kernel("self_attn.o_proj").reshape(N, head_dim, D)}}
-        for ours, theirs, heads in (("query", "q", N), ("key", "k", K), ("value", "v", K)):
-            attention[ours] = {"kernel": kernel(f"self_attn.{theirs}_proj").reshape(D, heads, head_dim)}
-            if f"{p}self_attn.{theirs}_proj.bias" in w:
-                attention[ours]["bias"] = w[f"{p}self_attn.{theirs}_proj.bias"].reshape(heads, head_dim)
-            if f"{p}self_attn.{theirs}_norm.weight" in w:
-                attention[f"{ours}_norm"] = {"scale": w[f"{p}self_attn.{theirs}_norm.weight"]}
-        norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-        if sandwich:
-            norms["attention_post_norm"] = norms["mlp_norm"]
-            norms |= {"mlp_norm": "pre_feedforward_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
-        out = {"attention": attention} | {ours: {"scale": w[f"{p}{theirs}.weight"]} for ours, theirs in norms.items()}
-        if f"{p}mlp.experts.down_proj" in w:
-            gate, up = np.split(w[f"{p}mlp.experts.gate_up_proj"], 2, axis=1)  # [E, F, D] each
-            down = w[f"{p}mlp.experts.down_proj"]
-            kernels = {"gate": gate, "up": up, "down": down}
-            out["experts"] = {name: {"kernel": array.transpose(0, 2, 1)} for name, array in kernels.items()}
-            out["experts"]["router"] = {"kernel": kernel("mlp.gate")}
-        else:
-            out["mlp"] = {part: {"kernel": kernel(f"mlp.{part}_proj")} for part in ("gate", "up", "down")}
-        return out
-
-    params = {
-        "embed": {"tokens": {"embedding": w["model.embed_tokens.weight"]}},
-        "layers": stack([layer(i) for i in range(layers)]),
-        "final_norm": {"scale": w["model.norm.weight"]},
-    }
-    return params if tied else params | {"head": {"kernel": w["lm_head.weight"].T}}
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_familys_preset_gives_hugging_faces_logits(name):
+def test_a_familys_preset_gives_hugging_faces_logits(name, tmp_path):
     family, settings, small = FAMILIES[name]
-    peer, model = hugging_face(family, settings), our_model(name, **small)
-    compare(peer, model, converted(peer, model.config.num_layers, model.config.head_dim, model.config.tie_embeddings))
+    check(hugging_face(family, settings), our_model(name, **small), tmp_path)
+
+
+# Features that a family's own preset does not show: preset -> what is added to it. Weights are ours.
+VARIANTS = {
+    "llama with biases": ("llama_7b", {"bias": ("query", "out", "down"), "activation": "geglu"}),
+    "gpt2 without biases": ("gpt2", {"num_kv_heads": N, "max_positions": T, "bias": ("norm",), "activation": "relu2"}),
+    "gpt2 untied": ("gpt2", {"num_kv_heads": N, "max_positions": T, "bias": (), "tie_embeddings": False}),
+    "qwen2 with windows": ("qwen2_7b", {"window": (5, None)}),
+    "qwen3 with windows and biases": ("qwen3_0.6b", {"head_dim": 24, "window": (5, None, None), "bias": ("key",)}),
+    "gemma2 without caps": ("gemma2_2b", {"embedding_scale": D**0.5, "head_dim": 24, "attention_scale": None, "window": (None,), "attention_softcap": None, "logit_softcap": None, "tie_embeddings": False}),
+    "gemma3 without windows": ("gemma3_1b", {"embedding_scale": D**0.5, "head_dim": 24, "attention_scale": 0.125, "window": (None,), "rope_base": (1e5,)}),
+    "mixtral with a window": ("mixtral_8x7b", {"num_experts": 4, "window": (5,), "tie_embeddings": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_exported_gives_our_logits(name, tmp_path):
+    preset_name, small = VARIANTS[name]
+    model = our_model(preset_name, **small)
+    params = jax.tree.map(np.asarray, model.init(jax.random.key(0)))
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * draw.standard_normal(leaf.shape, np.float32), params)
+    compare(exported(model, params, tmp_path / "ours"), model, params)
 
 
 @pytest.mark.parametrize("scaling", ["linear", "yarn"])
-def test_context_extension_gives_hugging_faces_logits(scaling):
+def test_context_extension_gives_hugging_faces_logits(scaling, tmp_path):
     rope = {"rope_type": scaling, "rope_theta": 1e4, "factor": 4.0}
     if scaling == "yarn":
         rope["original_max_position_embeddings"] = 8
     peer = hugging_face("Llama", {"rms_norm_eps": 1e-5, "rope_parameters": rope})
     ours = {"rope_scaling": scaling, "rope_factor": (4.0,), "rope_original_length": 8}
     model = our_model("llama_7b", **ours)
-    compare(peer, model, converted(peer, L, H, tied=False))
+    check(peer, model, tmp_path)
     unscaled = our_model("llama_7b")
     tokens_BT = np.random.default_rng(0).integers(0, V, (2, T))
-    params = jax.tree.map(jnp.asarray, converted(peer, L, H, tied=False))
+    params = jax.tree.map(jnp.asarray, imported(peer, model, tmp_path / "again"))
     assert np.abs(logits_of(model, params, tokens_BT) - logits_of(unscaled, params, tokens_BT)).max() > 1e-3

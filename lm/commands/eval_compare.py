@@ -1,0 +1,155 @@
+"""`lm eval --compare A B`: two checkpoints on the same text, or two files of the same questions: which is better?"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.commands import common, eval_loss
+from lm.commands.opened import open_run
+from lm.errors import DamagedFileError, UsageError
+from lm.storage import LineLog, exists, list_names
+from lm.train.run_folder import read_run_info
+
+_FEWEST_DOCUMENTS = 30  # below, windows are compared
+_MOST_BLOCKS = 100
+_METRICS = ("correct", "correct_norm")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.checkpoint or args.step is not None or args.average or args.by:
+        raise UsageError("--compare takes no --checkpoint, --step, --average or --by; A and B say which checkpoints.")
+    tasks = [_items(path) for path in args.compare]
+    if any(tasks) and not all(tasks):
+        raise UsageError("--compare: both must be runs (or steps of runs), or both files of items.")
+    rows = _compare_tasks(*tasks) if all(tasks) else [_compare_losses(args)]
+    if args.json:
+        print(json.dumps({"compared": rows, "a": args.compare[0], "b": args.compare[1]}))
+        return
+    for row in rows:
+        print(f"A {row['a']:.4f}, B {row['b']:.4f} {row['unit']} of {row['of']}")
+        print(row["verdict"])
+
+
+def _row(comparison, of: str, unit: str, items: str, *, higher_is_better: bool) -> dict[str, Any]:
+    return {
+        "of": of,
+        "unit": unit,
+        **{name: getattr(comparison, name) for name in ("a", "b", "difference", "low", "high", "p")},
+        "items": comparison.items,
+        "item": items,
+        "differing": comparison.differing,
+        "better": comparison.better(higher_is_better),
+        "verdict": comparison.verdict(unit, items, higher_is_better=higher_is_better),
+    }
+
+
+def _compare_losses(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare bits per byte, by document, or in few documents by blocks of windows."""
+    from lm.evaluate.breakdown import break_down
+    from lm.evaluate.compare import compare
+
+    places = [_run_and_step(path) for path in args.compare]
+    shortest = min(read_run_info(run)["config"]["data"]["sequence_length"] for run, _ in places)  # windows alike
+    parts, tokenizers = [], []
+    for path, (run, step) in zip(args.compare, places, strict=True):
+        opened = open_run(run, step, weights=args.weights)
+        text = eval_loss.text_of(args, opened, shortest)
+        show = common.progress_line(f"{path}, batches")
+        progress = lambda done, show=show, text=text: show(done, len(text.batches))  # noqa: E731
+        parts.append(break_down(eval_loss.evaluator_of(opened), opened.params, text.batches, progress))
+        eval_loss.check(parts[-1].total(), args.data)
+        tokenizers.append(opened.tokenizer.sha256)
+        del opened  # one model at a time
+    (a, b), data = parts, " ".join(args.data)
+    scored = a.documents[:, 2] > 0
+    same_windows = tokenizers[0] == tokenizers[1] and np.array_equal(a.windows[:, 1:], b.windows[:, 1:])
+    if scored.sum() >= _FEWEST_DOCUMENTS or not same_windows:
+        item, sums = "documents", [part.documents[scored] for part in parts]
+        if not np.array_equal(sums[0][:, 2], sums[1][:, 2]):
+            raise UsageError(f"A and B did not score the same bytes of {data}; give a text file with --data.")
+    else:
+        item, sums = _blocks(a.windows, b.windows)
+    if len(sums[0]) < 2:
+        raise UsageError(f"{data} is one document, cut otherwise by each tokenizer; give several with --data.")
+    nats_to_bits = 1 / np.log(2)
+    result = compare(sums[0][:, 0] * nats_to_bits, sums[1][:, 0] * nats_to_bits, sums[0][:, 2])
+    return _row(result, data, "bits per byte", item, higher_is_better=False)
+
+
+def _blocks(*windows: np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """Join consecutive windows: neighbours are alike, and items must not be."""
+    count = len(windows[0])
+    size = -(-count // _MOST_BLOCKS)
+    starts = np.arange(0, count, size)
+    name = "windows" if size == 1 else f"blocks of {size} windows"
+    return name, [np.add.reduceat(part, starts, axis=0) for part in windows]
+
+
+def _run_and_step(path: str) -> tuple[str, int | None]:
+    """Return (run's folder, step) of a run, or of `run/checkpoints/step`."""
+    parent, name = os.path.split(path.rstrip("/"))
+    folder, last = os.path.split(parent)
+    return (folder, int(name)) if name.isdigit() and last == "checkpoints" else (path, None)
+
+
+def _items(path: str) -> dict[str, str]:
+    """Return name -> items file: of a file `x.jsonl`, or of a folder that holds some (`run/evals/400-params`)."""
+    if path.endswith(".jsonl"):
+        return {_task_name(path): path}
+    if exists(os.path.join(path, "config.json")):  # a run, which has its metrics in such a file
+        return {}
+    return {_task_name(name): os.path.join(path, name) for name in list_names(path) if name.endswith(".jsonl")}
+
+
+def _task_name(path: str) -> str:
+    """Return a task's name: its file's without the digest of what was asked and of which run."""
+    stem = os.path.basename(path).removesuffix(".jsonl")
+    head, _, digest = stem.rpartition("-")
+    return head if head and len(digest) == 8 and all(letter in "0123456789abcdef" for letter in digest) else stem
+
+
+def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]:
+    """Compare the accuracies of every task that both have."""
+    from lm.evaluate.compare import compare
+
+    names = list(a) if len(a) == len(b) == 1 else [name for name in a if name in b]
+    if not names:
+        raise UsageError(f"--compare: no task is in both; A has {', '.join(a)}, B has {', '.join(b)}.")
+    rows = []
+    for name in names:
+        first, second = _read(a[name]), _read(b[name] if name in b else next(iter(b.values())))
+        if set(first) != set(second):
+            raise UsageError(
+                f"{name}: A and B did not answer the same questions ({len(first)} and {len(second)}, "
+                f"{len(set(first) & set(second))} in both)."
+            )
+        if len(first) < 2:
+            raise UsageError(f"{name}: {len(first)} questions; at least 2 are needed.")
+        for metric in _METRICS:
+            try:
+                values = [[float(record[metric]) for record in _ordered(first, records)] for records in (first, second)]
+            except KeyError:
+                continue
+            label = name + metric.removeprefix("correct").replace("_", ", ")
+            rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
+    if not rows:
+        raise UsageError(f"--compare: the items have no {' or '.join(_METRICS)}.")
+    return rows
+
+
+def _ordered(first: dict[str, Any], records: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    return [records[id_] for id_ in first]
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Return the records of an items file by their id."""
+    if not exists(path):
+        raise UsageError(f'no file "{path}".')
+    try:
+        return {record["id"]: record for record in map(json.loads, LineLog(path).read())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f'"{path}" is damaged: a line is no record of an item.') from error

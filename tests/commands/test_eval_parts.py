@@ -1,0 +1,130 @@
+"""`lm eval --by`, `--all-steps` and `--compare`."""
+
+import json
+
+import pytest
+
+from lm.__main__ import main
+
+
+@pytest.fixture
+def texts(corpus, tmp_path):
+    """A folder of two files, and a third."""
+    words = corpus.read_text()
+    (tmp_path / "folder").mkdir()
+    parts = {"folder/a.txt": words[:1500], "folder/b.txt": words[1500:2500], "c.txt": "ABC " * 200}
+    for name, text in parts.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def history(config, tmp_path_factory):
+    """A run that kept all its checkpoints."""
+    workdir = tmp_path_factory.mktemp("history") / "run"
+    kept = "--config.checkpoint.every_steps=4", "--config.checkpoint.keep=9"
+    assert main(["train", f"--config={config}", f"--workdir={workdir}", *kept]) == 0
+    return workdir
+
+
+def result(done) -> dict:
+    assert done.code == 0 and done.err == "", done.err
+    return json.loads(done.out)
+
+
+def test_domains_are_files_and_splits_and_add_up(lm, finished, texts):
+    data = ["--data", "validation", texts / "folder", texts / "c.txt"]
+    whole = result(lm("eval", "--checkpoint", finished, *data, "--json"))
+    parts = result(lm("eval", "--checkpoint", finished, *data, "--by=domain,position", "--json"))
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5) and parts["bytes"] == whole["bytes"]
+    domains = parts["by_domain"]
+    assert list(domains) == ["validation", "a.txt", "b.txt", str(texts / "c.txt")]
+    assert domains["a.txt"]["bytes"] == 1500 and domains["b.txt"]["bytes"] == 1000
+    assert sum(own["tokens"] for own in domains.values()) == whole["tokens"]
+    assert domains[str(texts / "c.txt")]["loss"] > domains["a.txt"]["loss"], "never seen in training"
+    alone = result(lm("eval", "--checkpoint", finished, "--data", texts / "folder" / "b.txt", "--json"))
+    assert domains["b.txt"]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert [(row["first"], row["last"]) for row in parts["by_position"]][-2:] == [(8, 15), (16, 31)]
+    assert sum(row["tokens"] for row in parts["by_position"]) == whole["tokens"]
+    out = lm("eval", "--checkpoint", finished, *data, "--by=domain,position").out
+    assert "a.txt" in out and "16 to 31" in out and "stride 16" in out
+
+
+def test_all_steps_give_a_line_each_and_a_curve(lm, history, tmp_path):
+    curve = tmp_path / "curve.svg"
+    done = lm("eval", "--checkpoint", history, "--all-steps", "--out", curve)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["step", "4", "8", "12", "16", "20"]
+    assert curve.read_text().startswith("<svg")
+    figures = result(lm("eval", "--checkpoint", history, "--all-steps", "--json"))
+    assert len({row["loss"] for row in figures["steps"]}) == 5 and figures["stride"] == 16
+    for row in figures["steps"][1], figures["steps"][-1]:
+        alone = result(lm("eval", "--checkpoint", history, "--step", row["step"], "--json"))
+        assert row["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert f"step {figures['best']}'s" in lines[-1]
+
+
+def test_all_steps_compile_once_and_pass_over_a_damaged_checkpoint(lm, run, monkeypatch):
+    import lm.evaluate as room
+
+    made = []
+    original = room.LossEvaluator
+    monkeypatch.setattr(room, "LossEvaluator", lambda local: made.append(local) or original(local))
+    assert len(result(lm("eval", "--checkpoint", run, "--all-steps", "--json"))["steps"]) == 2 and len(made) == 1
+    (run / "checkpoints" / "20" / "_CHECKPOINT_METADATA").unlink()
+    done = lm("eval", "--checkpoint", run, "--all-steps", "--json")
+    assert [row["step"] for row in json.loads(done.out)["steps"]] == [16]
+    assert "passing over a damaged checkpoint" in done.err
+
+
+def test_a_later_step_is_better_and_a_step_is_no_better_than_itself(lm, history):
+    steps = history / "checkpoints"
+    row = result(lm("eval", "--compare", steps / "4", history, "--json"))["compared"][0]
+    assert row["better"] == "B" and row["difference"] < 0 and row["p"] < 0.05 and row["low"] < row["high"] < 0
+    assert row["b"] == pytest.approx(result(lm("eval", "--checkpoint", history, "--json"))["bits_per_byte"], rel=1e-5)
+    done = lm("eval", "--compare", steps / "20", history)
+    assert done.code == 0 and "no difference: the same in all" in done.out
+
+
+def write_items(path, right, extra=()):
+    records = [{"id": str(i), "correct": int(value), "correct_norm": int(value)} for i, value in enumerate(right)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, *extra]))
+
+
+def test_questions_are_compared_one_by_one(lm, tmp_path):
+    half = [i % 2 for i in range(100)]
+    write_items(tmp_path / "a" / "piqa-00aa11bb.jsonl", half)
+    write_items(tmp_path / "b" / "piqa-99ff00cc.jsonl", [1] * 30 + half[30:])
+    write_items(tmp_path / "b" / "other.jsonl", half)
+    rows = result(lm("eval", "--compare", tmp_path / "a", tmp_path / "b", "--json"))["compared"]
+    assert [row["of"] for row in rows] == ["piqa", "piqa, norm"]
+    assert rows[0]["better"] == "B" and rows[0]["differing"] == 15 and rows[0]["difference"] == pytest.approx(0.15)
+    files = [tmp_path / name for name in ("a/piqa-00aa11bb.jsonl", "b/other.jsonl")]
+    assert "no difference" in lm("eval", "--compare", *files).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--by=page"], "--by page"),
+        (["--out=x.svg"], "--all-steps"),
+        (["--all-steps", "--out=x.png"], ".svg"),
+        (["--all-steps", "--step=16"], "takes no --step"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(lm, finished, arguments, says):
+    assert says in lm("eval", "--checkpoint", finished, *arguments).refusal(2)
+
+
+def test_comparisons_that_make_no_sense_are_refused(lm, finished, tmp_path):
+    write_items(tmp_path / "a.jsonl", [1, 0, 1])
+    write_items(tmp_path / "b.jsonl", [1, 0, 1, 1])
+    compare = lambda *paths: lm("eval", "--compare", *paths).refusal(2)  # noqa: E731
+    assert "did not answer the same questions" in compare(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert "both must be runs" in compare(finished, tmp_path / "a.jsonl")
+    assert "no run in" in compare(finished, tmp_path / "nothing")
+    assert "no checkpoint of step 3" in compare(finished, finished / "checkpoints" / "3")
+    assert "takes no --checkpoint" in lm("eval", "--checkpoint", finished, "--compare", finished, finished).refusal(2)
+    assert "give --checkpoint" in lm("eval").refusal(2)

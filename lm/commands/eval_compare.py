@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lm.checkpoint.run_folder import read_run_info
 from lm.commands import common, eval_loss
 from lm.commands.opened import open_run
 from lm.errors import DamagedFileError, UsageError
 from lm.storage import LineLog, exists, list_names
-from lm.train.run_folder import read_run_info
 
 _FEWEST_DOCUMENTS = 30  # below, windows are compared
 _MOST_BLOCKS = 100

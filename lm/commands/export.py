@@ -3,10 +3,10 @@
 import argparse
 import json
 
+from lm.checkpoint.run_folder import read_run_info
 from lm.commands import common
 from lm.errors import UsageError
 from lm.storage import join, list_names, make_folder
-from lm.train.run_folder import read_run_info
 
 HELP = "A checkpoint as a folder that Hugging Face's transformers loads: weights, config and tokenizer."
 

@@ -24,6 +24,7 @@ import numpy as np
 _KEYS = (0x9E3779B9, 0x85EBCA6B)  # K_1 and K_2, odd
 _FACTORS = (0x7FEB352D, 0x846CA68B)  # of `mix`
 _SHIFTS = (16, 15, 16)
+_HOST = "pinned_host"  # the memory of an offloaded optimizer
 _BLOCK = 1 << 16  # words that numpy handles at a time; they and their keys stay in the cache
 
 
@@ -54,22 +55,26 @@ def to_text(sums: np.ndarray) -> str:
 def tree_checksums(items: Mapping[str, Any]) -> dict[str, str]:
     """Return the checksum of every array in some trees, by item and path: `params/layers/mlp/up/kernel`.
 
-    Every device sums up what it holds, in one program that copies nothing; on several hosts all of them take part,
+    Every device sums up what it holds, in one program that makes no copies; on several hosts all of them take part,
     and each gets the result.
 
     Args:
-      items: name -> tree of `jax.Array` on one mesh.
+      items: name -> tree of `jax.Array` on one mesh, or of numpy arrays.
     """
     from lm import hosts
     from lm.tree import map_with_path
 
     leaves: dict[str, Any] = {}
     map_with_path(leaves.__setitem__, dict(items))
-    if not leaves:
-        return {}
-    shardings = tuple(leaf.sharding for leaf in leaves.values())
-    sums_N2 = hosts.fetch(_program(shardings)(list(leaves.values())))
-    return {path: to_text(sums) for path, sums in zip(leaves, sums_N2, strict=True)}
+    place = {path: getattr(leaf, "sharding", None) for path, leaf in leaves.items()}  # None: numpy's
+    found = {path: to_text(array_sums(leaves[path])) for path, sharding in place.items() if sharding is None}
+    # Those of an offloaded optimizer go through the devices one after the other: all at once may not fit.
+    offloaded = [path for path, sharding in place.items() if sharding is not None and sharding.memory_kind == _HOST]
+    together = [path for path in leaves if path not in {*found, *offloaded}]
+    for paths in filter(None, [together, *([path] for path in offloaded)]):
+        sums_N2 = hosts.fetch(_program(tuple(map(place.get, paths)))([leaves[path] for path in paths]))
+        found |= {path: to_text(sums) for path, sums in zip(paths, sums_N2, strict=True)}
+    return found
 
 
 def digest(data: Mapping, meta: Mapping) -> str:
@@ -124,7 +129,7 @@ def _program(shardings: tuple):
         return sum(parts, jnp.zeros(shape, jnp.uint32))
 
     def sums(array, sharding):
-        if sharding.memory_kind == "pinned_host":  # an offloaded optimizer's: devices compute on their own memory
+        if sharding.memory_kind == _HOST:  # devices compute on their own memory
             array = jax.device_put(array, sharding.with_memory_kind("device"))
         if array.dtype == jnp.bool_:
             array = array.astype(jnp.uint8)

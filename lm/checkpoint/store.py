@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from lm.checkpoint.writer import Writer
 from lm.errors import ConfigError, DamagedFileError, LmError, Preempted, UsageError
 from lm.storage import exists, filesystem, is_remote, join, make_folder, of_store
 
+SETTLE_SECONDS = 0.5  # in which the other writes of a save that failed end; Orbax does not wait for them
 METRIC = "bits_per_byte"  # of the validation split, in `meta`: what the best checkpoints have least of
 T = TypeVar("T")
 
@@ -74,6 +76,7 @@ class Checkpoints:
         self._verify, self._warn = verify, warn
         self._writer = None
         self._writing: int | None = None  # the step whose files are being written
+        self._has_failed = False  # a save of this process
         self._good: int | None = None  # the newest step that this process knows to be whole
 
     def steps(self) -> list[int]:
@@ -163,20 +166,18 @@ class Checkpoints:
             self.wait()
             self._writer.close()
             self._writer = None
-            self._clear()
-            self._clear()
+            self._settle()
 
     def start_writing(self) -> None:
-        """Make the folder and clear it of what was left half-written, with one line for each.
-
-        For the run's own processes only.
+        """Clear the folder of what was left half-written, with one line for each; for the run's own processes only.
 
         Raises:
-          LmError: the folder cannot be written.
+          LmError: there is a folder, and it cannot be written.
         """
 
         def start() -> None:
-            make_folder(self.folder)
+            if exists(self.folder):
+                make_folder(self.folder)
             for path in unfinished(self.folder):
                 self._warn(f'ignoring half-written checkpoint "{path}"')
                 self._remove(path)
@@ -283,7 +284,7 @@ class Checkpoints:
         if not hosts.is_first():
             return
         make_folder(self.folder)
-        self._clear()
+        self._settle()
         for later in [number for number in self.steps() if number >= step]:
             name = self._set_aside(later, "rolled-back")
             self._warn(f'set aside "{self._path(later)}" as "{name}": the run went back to before it')
@@ -319,13 +320,19 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> LmError:
         """Remove what was written of the step under way, and return what to say."""
-        step, self._writing = self._writing, None
+        step, self._writing, self._has_failed = self._writing, None, True
         self._clear()
         newest = "there is none before it" if self._good is None else f"the newest whole one is of step {self._good}"
         return LmError(f'cannot write checkpoint "{self._path(step)}" ({newest}): {_one_line(error)}')
 
+    def _settle(self) -> None:
+        """Remove what the other writes of a save that failed have left meanwhile."""
+        if self._has_failed:
+            time.sleep(SETTLE_SECONDS)
+            self._clear()
+            self._has_failed = False
+
     def _clear(self) -> None:
-        """Remove what saves that failed have left; some of their writes may still have been under way at the time."""
         if hosts.is_first():
             for path in unfinished(self.folder):
                 self._remove(path)

@@ -45,17 +45,17 @@ class Saving:
           step: that is done.
           outputs: of its program.
         """
+        is_regular = step % self._every == 0
+        if is_regular:
+            self._retries = RETRIES
         problem = self._checkpoints.failure()
         if problem is not None:
             self._tell(problem, step)
-        again = self._agreement("a save failed" if self._again else None, outputs)
+        again = self._agreement("a save failed" if self._again and not is_regular else None, outputs)
         self._again = False
-        if step % self._every == 0:
-            self._retries = RETRIES
-            return True
-        if again:
+        if again and not is_regular:
             self._retries -= 1
-        return bool(again)
+        return is_regular or bool(again)
 
     def __call__(self, step: int, items: Mapping[str, Any], *, must_succeed: bool = False, **json: Mapping) -> None:
         """Save a step's state.

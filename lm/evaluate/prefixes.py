@@ -112,9 +112,7 @@ class _Growing:
         self._ends += [0] * len(new)
         self._tokens += new
         parents, targets = self._path[-scored:], ids[-scored:].tolist()
-        slots = [
-            self._slot_of.setdefault(pair, len(self._slot_of)) for pair in zip(parents, targets, strict=True)
-        ]
+        slots = [self._slot_of.setdefault(pair, len(self._slot_of)) for pair in zip(parents, targets, strict=True)]
         self._requests.append((number, np.asarray(slots, np.int64)))
 
     def _close(self, depth: int) -> None:
@@ -138,13 +136,11 @@ class PackedBatch:
       rows: `tokens_PRT`, `positions_PRT` and `ends_PRT`, int32; `ends` is 0 where there is padding.
       slots: `parent_PS` (a place among the part's R x T tokens) and `target_PS`, int32, 0 where unused.
       requests: per request its number and its slots among all P x S.
-      num_tokens: without padding.
     """
 
     rows: dict[str, np.ndarray]
     slots: dict[str, np.ndarray]
     requests: list[tuple[int, np.ndarray]]
-    num_tokens: int
 
 
 def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int, num_slots: int = 0) -> list[PackedBatch]:
@@ -175,7 +171,7 @@ def rounded_up(count: int) -> int:
 def _packed(trees: Sequence[Tree], of_parts: Sequence, parts: int, rows: int, length: int, S: int) -> PackedBatch:
     arrays = {name: np.zeros((parts, rows, length), np.int32) for name in ("tokens_PRT", "positions_PRT", "ends_PRT")}
     slots = {name: np.zeros((parts, S), np.int32) for name in ("parent_PS", "target_PS")}
-    requests, num_tokens = [], 0
+    requests = []
     for part, its_rows in enumerate(of_parts):
         used = 0
         for row, its_trees in enumerate(its_rows):
@@ -191,5 +187,4 @@ def _packed(trees: Sequence[Tree], of_parts: Sequence, parts: int, rows: int, le
                 requests += [(number, own + part * S + used) for number, own in tree.slots]
                 used += len(tree.targets)
                 column += len(tree.tokens)
-            num_tokens += column
-    return PackedBatch(arrays, slots, requests, num_tokens)
+    return PackedBatch(arrays, slots, requests)

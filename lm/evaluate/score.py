@@ -5,7 +5,7 @@ is asked for: of a question of 100 tokens and an answer of one, that is one plac
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from lm.parallel.local import local_model
 from lm.parallel.mesh import replicated
 
 _CHUNK = 1024  # slots whose logits exist at one time
-_PER_DEVICE = {"cpu": 4096}  # tokens in a batch
+_PER_DEVICE = {"cpu": 2048}  # tokens in a batch
 _PER_ACCELERATOR = 16384
 
 
@@ -94,37 +94,30 @@ class Scorer:
     def __call__(self, params: Any, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
         """Return the scores of `(context ids, continuation ids)`, in order; raises as `stream`."""
         out: list[Score | None] = [None] * len(requests)
-        for number, score in self.stream(params, requests):
-            out[number] = score
+        for batch in self.stream(params, requests):
+            for number, score in batch:
+                out[number] = score
         return out
 
     def stream(
-        self,
-        params: Any,
-        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Iterator[tuple[int, Score]]:
-        """Yield each request's number and score, batch by batch, in the order in which they are computed.
+        self, params: Any, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> Iterator[list[tuple[int, Score]]]:
+        """Yield, batch by batch, the numbers of the requests in it and their scores.
 
         Args:
           params: the model's parameters.
           requests: `(context ids, continuation ids)`, at least one id each.
-          progress: called after each batch with the tokens done and all there are; shared ones count once.
 
         Raises:
           UsageError: an empty context or continuation, or a continuation longer than `max_length`.
         """
-        batches = self.batches(requests)
-        total, done = sum(batch.num_tokens for batch in batches), 0
         pending: list[tuple[PackedBatch, Any]] = []
-        for number in range(len(batches) + 1):
-            if number < len(batches):
-                pending.append((batches[number], self._program(params, *self._placed(batches[number]))))
-            if len(pending) > 1 or number == len(batches):  # the next batch is under way before one is waited for
-                for batch, scores in [pending.pop(0)] if number < len(batches) else pending:
-                    done += batch.num_tokens
-                    yield from _collected(batch, *jax.device_get(scores))
-                    progress(done, total)
+        for batch in self.batches(requests):
+            pending.append((batch, self._program(params, *self._placed(batch))))
+            if len(pending) > 1:  # the next batch is under way before one is waited for
+                yield _collected(*pending.pop(0))
+        for batch, scores in pending:
+            yield _collected(batch, scores)
 
     def batches(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[PackedBatch]:
         """Return the batches that `stream` computes; raises as it does."""
@@ -194,11 +187,11 @@ def _chunk_scores(head_DV, softcap, vocab_axis, hidden_CD, targets_C):
     return logit_C - lse_C, logit_C >= top_C
 
 
-def _collected(batch: PackedBatch, logp_11S: np.ndarray, greedy_11S: np.ndarray) -> Iterator[tuple[int, Score]]:
-    logp, greedy = logp_11S.reshape(-1).astype(np.float64), greedy_11S.reshape(-1)
-    numbers = [number for number, _ in batch.requests]
-    slots = [own for _, own in batch.requests]
+def _collected(batch: PackedBatch, scores: tuple[jax.Array, jax.Array]) -> list[tuple[int, Score]]:
+    logp, greedy = (np.asarray(a).reshape(-1) for a in jax.device_get(scores))
+    numbers, slots = zip(*batch.requests, strict=True)
     starts = np.cumsum([0, *map(len, slots)])[:-1]
     slots = np.concatenate(slots)
-    sums, all_greedy = np.add.reduceat(logp[slots], starts), np.logical_and.reduceat(greedy[slots], starts)
-    yield from zip(numbers, map(Score, sums.tolist(), all_greedy.tolist()), strict=True)
+    sums = np.add.reduceat(logp[slots].astype(np.float64), starts)
+    all_greedy = np.logical_and.reduceat(greedy[slots], starts)
+    return list(zip(numbers, map(Score, sums.tolist(), all_greedy.tolist()), strict=True))

@@ -1,0 +1,202 @@
+"""`lm eval --tasks`: questions with right answers, by the built-in runner or by lm-evaluation-harness."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lm.commands import common
+from lm.commands.opened import OpenedRun, open_checkpoint
+from lm.errors import Preempted, UsageError
+from lm.storage import join, make_folder, write_atomic
+from lm.train.interrupts import Interrupts
+
+_LINE_SECONDS = 10.0  # between two progress lines where stderr is no terminal
+_ONLY_WITH_TASKS = ("tasks_data", "include_path", "num_fewshot", "limit", "add_bos", "again")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument("--tasks", metavar="NAMES", help="names or files, separated by commas, instead of --data")
+    tasks.add_argument("--tasks-data", metavar="DIR", help="where the files of named tasks are, at any depth")
+    tasks.add_argument(
+        "--include-path", metavar="DIR", help="run lm-evaluation-harness's tasks, from the YAML files in this folder"
+    )
+    tasks.add_argument("--num-fewshot", type=int, metavar="K", help="worked examples before each question (default: 0)")
+    tasks.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
+    tasks.add_argument("--add-bos", action="store_true", help="put the end-of-text token before each context")
+    tasks.add_argument("--again", action="store_true", help="score anew what earlier runs have kept")
+
+
+def refuse_without_tasks(args: argparse.Namespace) -> None:
+    """Refuse the options that only tasks have."""
+    for name in _ONLY_WITH_TASKS:
+        if getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --tasks.")
+
+
+def run(args: argparse.Namespace) -> None:
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--tasks is empty; name tasks or files.")
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise UsageError(f"--num-fewshot {args.num_fewshot}: expected 0 or more.")
+    if args.stride or args.max_tokens:
+        raise UsageError("--stride and --max-tokens belong to --data.")
+    if args.include_path:
+        _run_harness(args, names)
+    else:
+        _run_built_in(args, names)
+
+
+def _scorer(args: argparse.Namespace, opened: OpenedRun):
+    from lm.evaluate.score import Scorer
+
+    length, model = args.sequence_length, opened.config.model
+    if length and model.positions == "learned" and length > model.max_positions:
+        raise UsageError(f"--sequence-length {length}: the model has {model.max_positions} learned positions.")
+    row_length = 256
+    batch_tokens = args.batch_size * row_length if args.batch_size else None
+    return Scorer(opened.config, opened.mesh, max_length=length, row_length=row_length, batch_tokens=batch_tokens)
+
+
+def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
+    from lm.evaluate.core import core_score
+    from lm.evaluate.records import ItemLog
+    from lm.evaluate.runner import harness_results, run_task
+    from lm.evaluate.tasks import Encoder, find_tasks, load_task
+
+    files = [found for name in names for found in find_tasks(name, args.tasks_data)]
+    if len({name for name, _ in files}) < len(files):
+        raise UsageError("--tasks: two tasks have the same name.")
+    tasks = [load_task(name, path, num_fewshot=args.num_fewshot or 0, limit=args.limit) for name, path in files]
+    with Interrupts().installed() as interrupts:
+        opened = open_checkpoint(args)
+        scorer, encode = _scorer(args, opened), Encoder(opened.tokenizer, add_bos=args.add_bos)
+        folder = join(args.checkpoint, "evals", _weights_name(opened))
+        make_folder(folder)
+        about = {**_about(args, opened), "max_length": scorer.max_length, "add_bos": args.add_bos}
+        results = {}
+        for task in tasks:
+            stem = _stem(task, about)
+            log = ItemLog(join(folder, f"{stem}.jsonl"), again=args.again)
+            if kept := sum(item.id in log.done for item in task.items):
+                common.note(f"{task.name}: {kept} of {len(task.items)} items are kept from an earlier run.")
+            with interrupts.deferred():
+                figures = run_task(
+                    scorer,
+                    opened.params,
+                    encode,
+                    task,
+                    log,
+                    stop=lambda: interrupts.requested,
+                    progress=_progress(task.name, len(task.items) - kept),
+                )
+            results[task.name] = {**figures, "items": len(task.items), "file": log.path}
+            own = harness_results(task, figures, **about)
+            write_atomic(join(folder, f"{stem}.json"), json.dumps(own, indent=2) + "\n")
+            if interrupts.requested and task is not tasks[-1]:
+                raise Preempted(
+                    f"stopped by {interrupts.requested} after {task.name}; run the same command to continue."
+                )
+    core = core_score({name: figures["acc_centered"] for name, figures in results.items()})
+    _show(args, {"tasks": results, "core": core, **about}, opened)
+
+
+def _weights_name(opened: OpenedRun) -> str:
+    """Return the folder's name of what was opened: `400-ema`, `400-average3`."""
+    return f"{opened.step}-{opened.weights}{len(opened.averaged) or ''}"
+
+
+def _about(args: argparse.Namespace, opened: OpenedRun) -> dict[str, Any]:
+    return {
+        "checkpoint": args.checkpoint,
+        "run": opened.info["fingerprint"],
+        "step": opened.step,
+        "weights": opened.weights,
+        **({"averaged": opened.averaged} if opened.averaged else {}),
+    }
+
+
+def _stem(task, about: dict[str, Any]) -> str:
+    """Return the name of a task's files, which says what decides its items' scores."""
+    import hashlib
+
+    identity = [task.fingerprint, about["run"], about["max_length"], about["add_bos"]]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+    shots = f"-{task.num_fewshot}shot" if task.num_fewshot else ""
+    return f"{task.name}{shots}-{digest}"
+
+
+def _progress(name: str, todo: int) -> Callable[[int, int], None]:
+    """Return `show(done, total)`: rate and time left, one line that changes on a terminal, else a line now and then."""
+    start, last = time.monotonic(), 0.0
+    is_terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < (0.2 if is_terminal else _LINE_SECONDS):
+            return
+        last = now
+        rate = (done - (total - todo)) / max(now - start, 1e-9)
+        left = f"{(total - done) / rate:.0f} s left" if rate else "-"
+        text = f"{name}: {done:,} of {total:,} items, {rate:.1f} a second, {left}"
+        if is_terminal:
+            print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        else:
+            common.note(text)
+
+    return show
+
+
+def _show(args: argparse.Namespace, result: dict[str, Any], opened: OpenedRun) -> None:
+    from lm.train.metrics import to_json
+
+    if args.json:
+        print(to_json(result))
+        return
+    columns = ("acc", "acc_norm", "acc_centered", "bits_per_byte")
+    width = max(4, *map(len, result["tasks"]))
+    print(f"{'task':<{width}}  {'items':>6}  {'acc':>15}  {'acc_norm':>15}  {'centred':>8}  {'bits/byte':>9}")
+    for name, figures in result["tasks"].items():
+        acc, norm = (_with_error(figures, column) for column in columns[:2])
+        centred, bits = figures["acc_centered"], figures["bits_per_byte"]
+        print(f"{name:<{width}}  {figures['items']:>6}  {acc:>15}  {norm:>15}  {centred:>8.4f}  {bits:>9.4f}")
+    if core := result["core"]:
+        print(f"CORE of {len(core['tasks'])} of its {core['of']} tasks: {core['score']:.4f}")
+    print(opened.describe_weights())
+
+
+def _with_error(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.4f} ± {figures[name + '_stderr']:.4f}" if name in figures else "-"
+
+
+def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
+    from lm.evaluate.harness import Harness, run_harness
+    from lm.infer import Generator
+
+    if args.again or args.tasks_data:
+        raise UsageError("--again and --tasks-data belong to the built-in tasks; leave out --include-path.")
+    if not os.path.isdir(args.include_path):
+        raise UsageError(f'--include-path "{args.include_path}" is not a folder.')
+    opened = open_checkpoint(args)
+    generator = Generator(opened.model, opened.tokenizer.vocab_size, opened.tokenizer.eot_id)
+    model = Harness(_scorer(args, opened), generator, opened.params, opened.tokenizer, add_bos=args.add_bos)
+    results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
+    folder = join(args.checkpoint, "evals", _weights_name(opened))
+    make_folder(folder)
+    results["config"] |= _about(args, opened)
+    text = json.dumps(results, indent=2, default=str)
+    path = join(folder, f"harness-{time.strftime('%Y%m%dT%H%M%S')}.json")
+    write_atomic(path, text + "\n")
+    if args.json:
+        print(text)
+        return
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    print(f"{opened.describe_weights()}; written to {path}")

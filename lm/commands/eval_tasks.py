@@ -10,6 +10,7 @@ from typing import Any
 
 from lm.commands import common
 from lm.commands.opened import OpenedRun, open_checkpoint
+from lm.config import Config, EvalConfig
 from lm.errors import Preempted, UsageError
 from lm.storage import join, make_folder, write_atomic
 from lm.train.interrupts import Interrupts
@@ -50,6 +51,39 @@ def run(args: argparse.Namespace) -> None:
         _run_harness(args, names)
     else:
         _run_built_in(args, names)
+
+
+def tasks_of(config: EvalConfig) -> list:
+    """Return the tasks that a run scores while it trains.
+
+    Raises:
+      UsageError: there is no such task, or a file has no known form.
+    """
+    from lm.evaluate.tasks import find_tasks, load_task
+
+    files = [found for name in config.tasks for found in find_tasks(name, config.tasks_data)]
+    return [load_task(name, path, limit=config.task_items) for name, path in files]
+
+
+def hooks(config: Config, built, tokenizer, tasks: list) -> list:
+    """Return the loop's hook that scores tasks, none if there are none; its records' `split` is the task."""
+    from lm.evaluate.runner import run_task
+    from lm.evaluate.score import Scorer
+    from lm.evaluate.tasks import Encoder
+    from lm.train.loop import Hook
+
+    if not tasks:
+        return []
+    scorer, encode = Scorer(config, built.mesh), Encoder(tokenizer)
+
+    def evaluate(step: int, params) -> list[dict[str, Any]]:
+        records = []
+        for task in tasks:
+            figures = run_task(scorer, params, encode, task)
+            records.append({"kind": "task", "step": step, "split": task.name, "items": len(task.items), **figures})
+        return records
+
+    return [Hook(config.eval.every_steps, evaluate)]
 
 
 def _scorer(args: argparse.Namespace, opened: OpenedRun):

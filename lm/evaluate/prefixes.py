@@ -143,10 +143,10 @@ class PackedBatch:
     requests: list[tuple[int, np.ndarray]]
 
 
-def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int, num_slots: int = 0) -> list[PackedBatch]:
+def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int) -> list[PackedBatch]:
     """Lay trees out in batches of `parts` x `rows` rows of `length` tokens.
 
-    The number of slots is the same in all of them: at least `num_slots`, rounded up so that few programs are compiled.
+    The number of slots is the same in all of them, rounded up so that few programs are compiled.
     """
     sizes = np.asarray([len(tree.tokens) for tree in trees])
     order, offsets = best_fit(sizes, length)
@@ -155,7 +155,7 @@ def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int, num_slots
     shuffled = np.random.default_rng(0).permutation(len(filled))
     of_parts = [[filled[i] for i in shuffled[first : first + rows]] for first in range(0, len(filled), rows)]
     asked = [sum(len(trees[t].targets) for row in part for t in row) for part in of_parts]
-    S = rounded_up(max([num_slots, *asked]))
+    S = rounded_up(max(asked))
     return [
         _packed(trees, of_parts[first : first + parts], parts, rows, length, S)
         for first in range(0, len(of_parts), parts)

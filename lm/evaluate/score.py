@@ -65,7 +65,7 @@ class Scorer:
         self._row_length = row_length
         platform = mesh.devices.flat[0].platform
         self._batch_tokens = batch_tokens or _PER_DEVICE.get(platform, _PER_ACCELERATOR)
-        self._mesh, self._num_slots = mesh, 0
+        self._mesh = mesh
         self._stages = mesh.shape["stage"]
         self._parts = self._stages * int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self._rows_spec = PartitionSpec(*(ACTIVATION_AXES[letter] for letter in "AB"))
@@ -130,9 +130,7 @@ class Scorer:
         trees = build_trees(ids, scored, length, share=self._share)
         needed = -(-sum(len(tree.tokens) for tree in trees) // (length * self._parts))
         rows = max(1, min(self._batch_tokens // length, 1 << (needed - 1).bit_length()))
-        batches = pack(trees, parts=self._parts, rows=rows, length=length, num_slots=self._num_slots)
-        self._num_slots = batches[0].slots["target_PS"].shape[-1]
-        return batches
+        return pack(trees, parts=self._parts, rows=rows, length=length)
 
     def _placed(self, batch: PackedBatch) -> tuple[dict, dict]:
         """Place a batch on the devices: `[stages, parts of a stage, …]`, the first two divided."""

@@ -14,6 +14,7 @@ Markdown, then one JSON object. Needs the extras `eval` and `peer`, and accelera
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -187,7 +188,8 @@ def compare(turns: dict[str, list[dict]], names: list[str]) -> list[dict]:
             own = turns[side][0][name]
             row |= {f"{side} {key}": own[key] for key in ("acc", "acc_norm")}
             row |= {f"{side} {clock}": seconds(side, name, clock) for clock in ("wall", "cpu")}
-            pairs = zip(sum(own["loglikelihoods"], []), sum(peer["loglikelihoods"], []), strict=True)
+            chain = itertools.chain.from_iterable
+            pairs = zip(chain(own["loglikelihoods"]), chain(peer["loglikelihoods"]), strict=True)
             row[f"{side} difference"] = max(abs(a - b) for a, b in pairs)
         rows.append(row)
     total = {"task": "all", "items": sum(row["items"] for row in rows)}

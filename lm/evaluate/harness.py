@@ -26,6 +26,7 @@ except ImportError as error:
 
 _GENERATE = 16  # prompts continued at a time
 _MAX_GEN_TOKENS = 256  # where a task does not say
+_BOOTSTRAP = 1000  # resamples for the standard errors of what is no mean; the harness's default takes minutes
 
 
 class Harness(TemplateLM):
@@ -203,7 +204,7 @@ def run_harness(
             num_fewshot=num_fewshot,
             limit=limit,
             log_samples=False,
-            bootstrap_iters=0,
+            bootstrap_iters=_BOOTSTRAP,
         )
     except (OSError, ValueError, KeyError) as error:
         raise LmError(f"lm-evaluation-harness: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error

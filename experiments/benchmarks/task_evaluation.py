@@ -113,14 +113,12 @@ def harness_side(model, names: list[str], folder: str, limit: int | None):
 
 def ours_in_harness(args: argparse.Namespace):
     """Return the harness's side with our model class."""
+    from lm.commands.eval_tasks import harness_model
     from lm.commands.opened import open_run
-    from lm.evaluate.harness import Harness
     from lm.evaluate.score import Scorer
-    from lm.infer import Generator
 
     run = open_run(args.checkpoint)
-    generator = Generator(run.model, run.tokenizer.vocab_size, run.tokenizer.eot_id)
-    model = Harness(Scorer(run.config, run.mesh), generator, run.params, run.tokenizer)
+    model = harness_model(run, Scorer(run.config, run.mesh))
     return harness_side(model, args.tasks, args.folder, args.limit)
 
 

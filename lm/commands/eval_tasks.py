@@ -1,6 +1,7 @@
 """`lm eval --tasks`: questions with right answers, by the built-in runner or by lm-evaluation-harness."""
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--tasks is empty; name tasks or files.")
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise UsageError(f"--num-fewshot {args.num_fewshot}: expected 0 or more.")
+    if not args.checkpoint:
+        raise UsageError("--tasks needs --checkpoint DIR.")
     if args.stride or args.max_tokens:
         raise UsageError("--stride and --max-tokens belong to --data.")
     if args.include_path:
@@ -127,7 +130,7 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
                     task,
                     log,
                     stop=lambda: interrupts.requested,
-                    progress=_progress(task.name, len(task.items) - kept),
+                    progress=_progress(task.name),
                 )
             results[task.name] = {**figures, "items": len(task.items), "file": log.path}
             own = harness_results(task, figures, **about)
@@ -157,28 +160,28 @@ def _about(args: argparse.Namespace, opened: OpenedRun) -> dict[str, Any]:
 
 def _stem(task, about: dict[str, Any]) -> str:
     """Return the name of a task's files, which says what decides its items' scores."""
-    import hashlib
-
-    identity = [task.fingerprint, about["run"], about["max_length"], about["add_bos"]]
+    identity = [task.fingerprint, *(about.get(name) for name in ("run", "averaged", "max_length", "add_bos"))]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     shots = f"-{task.num_fewshot}shot" if task.num_fewshot else ""
     return f"{task.name}{shots}-{digest}"
 
 
-def _progress(name: str, todo: int) -> Callable[[int, int], None]:
+def _progress(name: str) -> Callable[[int, int], None]:
     """Return `show(done, total)`: rate and time left, one line that changes on a terminal, else a line now and then."""
-    start, last = time.monotonic(), 0.0
-    is_terminal = sys.stderr.isatty()
+    first: tuple[float, int] | None = None  # after the first batch, whose time is compilation
+    last, is_terminal = 0.0, sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        first = first or (now, done)
         if done < total and now - last < (0.2 if is_terminal else _LINE_SECONDS):
             return
         last = now
-        rate = (done - (total - todo)) / max(now - start, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "-"
-        text = f"{name}: {done:,} of {total:,} items, {rate:.1f} a second, {left}"
+        rate = (done - first[1]) / max(now - first[0], 1e-9)
+        text = f"{name}: {done:,} of {total:,} items"
+        if rate:
+            text += f", {rate:.1f} a second, {(total - done) / rate:.0f} s left"
         if is_terminal:
             print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
         else:
@@ -209,17 +212,29 @@ def _with_error(figures: dict[str, float], name: str) -> str:
     return f"{figures[name]:.4f} ± {figures[name + '_stderr']:.4f}" if name in figures else "-"
 
 
+def harness_model(opened: OpenedRun, scorer, *, add_bos: bool = False):
+    """Return a run as lm-evaluation-harness's model class (`lm.evaluate.harness.Harness`)."""
+    from lm.evaluate.harness import Harness
+    from lm.infer import Generator, SamplingConfig
+
+    generator = Generator(opened.model, opened.tokenizer.vocab_size, opened.tokenizer.eot_id)
+
+    def generate(prompts, *, max_new_tokens: int, **sampling):
+        options = {"max_new_tokens": max_new_tokens, "sampling": SamplingConfig(**sampling)}
+        return generator.stream(opened.params, prompts, **options)
+
+    return Harness(scorer, generate, opened.params, opened.tokenizer, add_bos=add_bos)
+
+
 def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
-    from lm.evaluate.harness import Harness, run_harness
-    from lm.infer import Generator
+    from lm.evaluate.harness import run_harness
 
     if args.again or args.tasks_data:
         raise UsageError("--again and --tasks-data belong to the built-in tasks; leave out --include-path.")
     if not os.path.isdir(args.include_path):
         raise UsageError(f'--include-path "{args.include_path}" is not a folder.')
     opened = open_checkpoint(args)
-    generator = Generator(opened.model, opened.tokenizer.vocab_size, opened.tokenizer.eot_id)
-    model = Harness(_scorer(args, opened), generator, opened.params, opened.tokenizer, add_bos=args.add_bos)
+    model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
     results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
     folder = join(args.checkpoint, "evals", _weights_name(opened))
     make_folder(folder)

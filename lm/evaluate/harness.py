@@ -4,13 +4,12 @@ Needs the extra `eval`. Imported only when used; nothing here touches the networ
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm.errors import LmError, UsageError
 from lm.evaluate.score import Scorer
 from lm.evaluate.tasks import Encoder
-from lm.infer import Generator, SamplingConfig
 
 # Read when `datasets` is imported: without them a local task would still ask the Hub.
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -34,15 +33,24 @@ class Harness(TemplateLM):
 
     Args:
       scorer: gives log-likelihoods; its `max_length` is the model's here.
-      generator: continues prompts.
-      params: the model's parameters.
+      generate: `generate(prompts, max_new_tokens=…, temperature=…, top_k=…, top_p=…)` yields each row's new ids, a few
+        at a time (`lm.infer.Generator.stream`); temperature 0 is greedy.
+      params: the model's parameters, for the scorer.
       tokenizer: a `lm.tokenizer.Tokenizer`.
       add_bos: put the end-of-text token before each context; else it stands for an empty one only.
     """
 
-    def __init__(self, scorer: Scorer, generator: Generator, params: Any, tokenizer, *, add_bos: bool = False):
+    def __init__(
+        self,
+        scorer: Scorer,
+        generate: Callable[..., Iterator[list[list[int]]]],
+        params: Any,
+        tokenizer,
+        *,
+        add_bos: bool = False,
+    ):
         super().__init__()
-        self._scorer, self._generator, self._params = scorer, generator, params
+        self._scorer, self._stream, self._params = scorer, generate, params
         self._tokenizer = tokenizer
         self._encode = Encoder(tokenizer, add_bos=add_bos)
         self._add_bos = add_bos
@@ -140,9 +148,7 @@ class Harness(TemplateLM):
         rows = [prompt[-room:] for prompt in prompts] + [[self.eot_token_id]] * (_GENERATE - len(prompts))
         ids: list[list[int]] = [[] for _ in prompts]
         texts = [""] * len(prompts)
-        for chunk in self._generator.stream(
-            self._params, rows, max_new_tokens=new_tokens, sampling=_sampling(options), seed=0
-        ):
+        for chunk in self._stream(rows, max_new_tokens=new_tokens, **_sampling(options)):
             for row, new in enumerate(chunk[: len(prompts)]):
                 ids[row] += new
             texts = [self._tokenizer.decode(own) for own in ids]
@@ -151,16 +157,15 @@ class Harness(TemplateLM):
         return [_cut(text, until) for text in texts]
 
 
-def _sampling(options: dict[str, Any]) -> SamplingConfig:
-    """Return the harness's generation options as ours: greedy unless a task samples."""
+def _sampling(options: dict[str, Any]) -> dict[str, float]:
+    """Return the harness's generation options by our names: greedy unless a task samples."""
     temperature = float(options.get("temperature") or 0.0)
     if options.get("do_sample") and not temperature:
         temperature = 1.0
     if options.get("do_sample") is False:
         temperature = 0.0
-    return SamplingConfig(
-        temperature=temperature, top_k=int(options.get("top_k") or 0), top_p=float(options.get("top_p") or 1.0)
-    )
+    top_k, top_p = int(options.get("top_k") or 0), float(options.get("top_p") or 1.0)
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

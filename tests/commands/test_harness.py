@@ -69,16 +69,15 @@ def test_the_harness_and_our_runner_agree_item_by_item(lm, run, folder, offline)
 
 @pytest.fixture
 def model(run, offline):
-    """Our class, and what it wraps."""
+    """Our class, what it wraps, and a generator of the same model."""
+    from lm.commands.eval_tasks import harness_model
     from lm.commands.opened import open_run
-    from lm.evaluate.harness import Harness
     from lm.evaluate.score import Scorer
     from lm.infer import Generator
 
     opened = open_run(str(run))
     generator = Generator(opened.model, opened.tokenizer.vocab_size, opened.tokenizer.eot_id)
-    scorer = Scorer(opened.config, opened.mesh, max_length=16)
-    return Harness(scorer, generator, opened.params, opened.tokenizer), opened, generator
+    return harness_model(opened, Scorer(opened.config, opened.mesh, max_length=16)), opened, generator
 
 
 def requests(kind: str, *arguments):

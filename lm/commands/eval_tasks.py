@@ -12,7 +12,7 @@ from typing import Any
 from lm.commands import common
 from lm.commands.opened import OpenedRun, open_checkpoint
 from lm.config import Config, EvalConfig
-from lm.errors import Preempted, UsageError
+from lm.errors import LmError, Preempted, UsageError
 from lm.storage import join, make_folder, write_atomic
 from lm.train.interrupts import Interrupts
 
@@ -95,9 +95,8 @@ def _scorer(args: argparse.Namespace, opened: OpenedRun):
     length, model = args.sequence_length, opened.config.model
     if length and model.positions == "learned" and length > model.max_positions:
         raise UsageError(f"--sequence-length {length}: the model has {model.max_positions} learned positions.")
-    row_length = 256
-    batch_tokens = args.batch_size * row_length if args.batch_size else None
-    return Scorer(opened.config, opened.mesh, max_length=length, row_length=row_length, batch_tokens=batch_tokens)
+    batch_tokens = args.batch_size and args.batch_size * opened.config.data.sequence_length
+    return Scorer(opened.config, opened.mesh, max_length=length, batch_tokens=batch_tokens)
 
 
 def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
@@ -113,14 +112,13 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
     with Interrupts().installed() as interrupts:
         opened = open_checkpoint(args)
         scorer, encode = _scorer(args, opened), Encoder(opened.tokenizer, add_bos=args.add_bos)
-        folder = join(args.checkpoint, "evals", _weights_name(opened))
-        make_folder(folder)
+        folder = _folder(args, opened)
         about = {**_about(args, opened), "max_length": scorer.max_length, "add_bos": args.add_bos}
         results = {}
         for task in tasks:
             stem = _stem(task, about)
-            log = ItemLog(join(folder, f"{stem}.jsonl"), again=args.again)
-            if kept := sum(item.id in log.done for item in task.items):
+            log = ItemLog(join(folder, f"{stem}.jsonl"), again=args.again) if folder else None
+            if log and (kept := sum(item.id in log.done for item in task.items)):
                 common.note(f"{task.name}: {kept} of {len(task.items)} items are kept from an earlier run.")
             with interrupts.deferred():
                 figures = run_task(
@@ -132,9 +130,10 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
                     stop=lambda: interrupts.requested,
                     progress=_progress(task.name),
                 )
-            results[task.name] = {**figures, "items": len(task.items), "file": log.path}
-            own = harness_results(task, figures, **about)
-            write_atomic(join(folder, f"{stem}.json"), json.dumps(own, indent=2) + "\n")
+            results[task.name] = {**figures, "items": len(task.items), "file": log and log.path}
+            if folder:
+                own = harness_results(task, figures, **about)
+                write_atomic(join(folder, f"{stem}.json"), json.dumps(own, indent=2) + "\n")
             if interrupts.requested and task is not tasks[-1]:
                 raise Preempted(
                     f"stopped by {interrupts.requested} after {task.name}; run the same command to continue."
@@ -143,9 +142,15 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
     _show(args, {"tasks": results, "core": core, **about}, opened)
 
 
-def _weights_name(opened: OpenedRun) -> str:
-    """Return the folder's name of what was opened: `400-ema`, `400-average3`."""
-    return f"{opened.step}-{opened.weights}{len(opened.averaged) or ''}"
+def _folder(args: argparse.Namespace, opened: OpenedRun) -> str | None:
+    """Return the run's folder for what was opened, `evals/400-ema` or `evals/400-average3`; None if it is read-only."""
+    folder = join(args.checkpoint, "evals", f"{opened.step}-{opened.weights}{len(opened.averaged) or ''}")
+    try:
+        make_folder(folder)
+    except LmError as error:
+        common.note(f"{error} Results are shown and not kept.")
+        return None
+    return folder
 
 
 def _about(args: argparse.Namespace, opened: OpenedRun) -> dict[str, Any]:
@@ -209,7 +214,10 @@ def _show(args: argparse.Namespace, result: dict[str, Any], opened: OpenedRun) -
 
 
 def _with_error(figures: dict[str, float], name: str) -> str:
-    return f"{figures[name]:.4f} ± {figures[name + '_stderr']:.4f}" if name in figures else "-"
+    if name not in figures:
+        return "-"
+    error = figures[f"{name}_stderr"]
+    return f"{figures[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 def harness_model(opened: OpenedRun, scorer, *, add_bos: bool = False):
@@ -236,16 +244,16 @@ def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
     opened = open_checkpoint(args)
     model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
     results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
-    folder = join(args.checkpoint, "evals", _weights_name(opened))
-    make_folder(folder)
     results["config"] |= _about(args, opened)
     text = json.dumps(results, indent=2, default=str)
-    path = join(folder, f"harness-{time.strftime('%Y%m%dT%H%M%S')}.json")
-    write_atomic(path, text + "\n")
+    folder = _folder(args, opened)
+    path = folder and join(folder, f"harness-{time.strftime('%Y%m%dT%H%M%S')}.json")
+    if path:
+        write_atomic(path, text + "\n")
     if args.json:
         print(text)
         return
     from lm_eval.utils import make_table
 
     print(make_table(results))
-    print(f"{opened.describe_weights()}; written to {path}")
+    print(opened.describe_weights() + (f"; written to {path}" if path else ""))

@@ -18,6 +18,7 @@ from lm.errors import UsageError
 # From which share of a request on, what it has in common with the one before it is worth being in the same tree: larger
 # trees leave more room at the rows' ends.
 _WORTH = 0.25
+_FEW = 8  # batches; among more, one that is not full is no great loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,31 +56,50 @@ def truncated(context: Sequence[int], continuation: Sequence[int], max_length: i
     return np.asarray([*context, *continuation][-(max_length + 1) :], np.int64)
 
 
-def build_trees(ids: Sequence[np.ndarray], scored: Sequence[int], capacity: int, *, share: bool = True) -> list[Tree]:
-    """Return trees of at most `capacity` tokens, in no particular order.
+class Forest:
+    """Requests in the order in which those that begin alike are neighbours, to be cut into trees."""
 
-    Args:
-      ids: each request's, at least two.
-      scored: how many of each request's last ids are asked for.
-      capacity: T, of a row.
-      share: False: each request is a tree of its own.
-    """
-    # Big-endian bytes compare as the ids do.
-    order = sorted(range(len(ids)), key=lambda number: ids[number].astype(">u4").tobytes())
-    trees: list[Tree] = []
-    growing, before = None, np.zeros(0, np.int64)
-    for number in order:
-        inputs = ids[number][:-1]
-        common = _common(before, inputs) if share and growing is not None else 0
-        if growing is None or common < max(1, _WORTH * len(inputs)) or growing.size + len(inputs) - common > capacity:
-            if growing is not None:
-                trees.append(growing.finished())
-            growing, common = _Growing(), 0
-        growing.add(number, ids[number], scored[number], common)
-        before = inputs
-    if growing is not None:
-        trees.append(growing.finished())
-    return trees
+    def __init__(self, ids: Sequence[np.ndarray], scored: Sequence[int], *, share: bool = True):
+        """Sort them.
+
+        Args:
+          ids: each request's, at least two.
+          scored: how many of each request's last ids are asked for.
+          share: False: each request is a tree of its own.
+        """
+        # Big-endian bytes compare as the ids do.
+        order = sorted(range(len(ids)), key=lambda number: ids[number].astype(">u4").tobytes())
+        self._requests = [(number, ids[number], scored[number]) for number in order]
+        inputs = [own[:-1] for _, own, _ in self._requests]
+        self._common = [0, *map(_common, inputs[:-1], inputs[1:])] if share else [0] * len(inputs)
+
+    def _cut(self, capacity: int) -> tuple[list[int], list[int]]:
+        """Return where trees of at most `capacity` tokens begin, and their sizes."""
+        starts: list[int] = []
+        sizes: list[int] = []
+        for i, ((_, ids, _), common) in enumerate(zip(self._requests, self._common, strict=True)):
+            length = len(ids) - 1
+            if not sizes or common < max(1, _WORTH * length) or sizes[-1] + length - common > capacity:
+                starts.append(i)
+                sizes.append(length)
+            else:
+                sizes[-1] += length - common
+        return starts, sizes
+
+    def num_rows(self, length: int) -> int:
+        """Return the rows of `length` tokens that all trees fill."""
+        return len(best_fit(np.asarray(self._cut(length)[1]), length)[1]) - 1
+
+    def trees(self, capacity: int) -> list[Tree]:
+        """Return trees of at most `capacity` tokens, which every request must fit."""
+        starts, _ = self._cut(capacity)
+        out = []
+        for first, last in zip(starts, [*starts[1:], len(self._requests)], strict=True):
+            tree = _Growing()
+            for i in range(first, last):
+                tree.add(*self._requests[i], self._common[i] if i > first else 0)
+            out.append(tree.finished())
+        return out
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
@@ -143,14 +163,17 @@ class PackedBatch:
     requests: list[tuple[int, np.ndarray]]
 
 
-def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int) -> list[PackedBatch]:
-    """Lay trees out in batches of `parts` x `rows` rows of `length` tokens.
+def pack(trees: Sequence[Tree], *, parts: int, max_rows: int, length: int) -> list[PackedBatch]:
+    """Lay trees out in batches of rows of `length` tokens, at most `max_rows` for each of `parts` devices.
 
-    The number of slots is the same in all of them, rounded up so that few programs are compiled.
+    All batches have one shape: a few share the rows evenly, and the number of slots is rounded up, so that few programs
+    are compiled.
     """
     sizes = np.asarray([len(tree.tokens) for tree in trees])
     order, offsets = best_fit(sizes, length)
     filled = [order[begin:end] for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    count = -(-len(filled) // (parts * max_rows))
+    rows = -(-len(filled) // (parts * count)) if count <= _FEW else max_rows
     # Rows of long texts ask for less than rows of short ones: shuffled, all parts ask for about as much.
     shuffled = np.random.default_rng(0).permutation(len(filled))
     of_parts = [[filled[i] for i in shuffled[first : first + rows]] for first in range(0, len(filled), rows)]
@@ -163,7 +186,7 @@ def pack(trees: Sequence[Tree], *, parts: int, rows: int, length: int) -> list[P
 
 
 def rounded_up(count: int) -> int:
-    """Return the next of 64, 96, 128, 192, 256, 384, …"""
+    """Return the next of 64, 96, 128, 192, 256, 384, …: sizes of which few are needed."""
     power = max(6, (count - 1).bit_length())
     return 3 << (power - 2) if count <= 3 << (power - 2) and power > 6 else 1 << power
 

@@ -83,7 +83,9 @@ class ItemLog:
         self._log.flush()
 
 
-def summarize_items(records: Iterable[Mapping[str, Any]], *, is_choice: bool, baseline: float) -> dict[str, float]:
+def summarize_items(
+    records: Iterable[Mapping[str, Any]], *, is_choice: bool, baseline: float
+) -> dict[str, float | None]:
     """Return a task's figures: accuracies with their standard errors, and bits per byte of the right answers.
 
     Args:
@@ -93,7 +95,7 @@ def summarize_items(records: Iterable[Mapping[str, Any]], *, is_choice: bool, ba
       baseline: the accuracy of guessing, for `acc_centered`, which is made of `acc_per_token` (`lm.evaluate.core`).
     """
     records = list(records)
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for name in METRICS if is_choice else METRICS[:1]:
         figures |= _mean(name, [record[_FIELD[name]] for record in records])
     gold = np.array([record["loglikelihoods"][record["gold"]] for record in records])
@@ -105,7 +107,7 @@ def summarize_items(records: Iterable[Mapping[str, Any]], *, is_choice: bool, ba
     return figures
 
 
-def _mean(name: str, values: Sequence[int]) -> dict[str, float]:
-    """The mean and the standard error of it, from the sample's variance."""
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _mean(name: str, values: Sequence[int]) -> dict[str, float | None]:
+    """The mean and the standard error of it, from the sample's variance; None for one item."""
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return {name: float(np.mean(values)), f"{name}_stderr": error}

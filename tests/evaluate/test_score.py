@@ -6,7 +6,7 @@ import pytest
 
 from lm.axes import SHARDED_AXES
 from lm.errors import UsageError
-from lm.evaluate.prefixes import build_trees, pack, rounded_up, truncated
+from lm.evaluate.prefixes import Forest, pack, rounded_up, truncated
 from lm.evaluate.score import Scorer
 from lm.model import Transformer
 from lm.parallel.mesh import make_mesh, parameter_shardings
@@ -107,16 +107,26 @@ def test_scores_are_the_same_on_every_mesh(name):
 def test_shared_beginnings_are_computed_once():
     choices = [(QUESTION, [30 + i, 40]) for i in range(4)]
     ids = [truncated(*request, MAX_LENGTH) for request in choices]
-    (tree,) = build_trees(ids, [2] * 4, 64)
+    (tree,) = Forest(ids, [2] * 4).trees(64)
     assert len(tree.tokens) == len(QUESTION) + 4
     assert len(tree.targets) == 8
-    assert sum(len(t.tokens) for t in build_trees(ids, [2] * 4, 64, share=False)) == 4 * (len(QUESTION) + 1)
+    assert sum(len(t.tokens) for t in Forest(ids, [2] * 4, share=False).trees(64)) == 4 * (len(QUESTION) + 1)
+
+
+def test_rows_are_longer_where_that_shares_more():
+    scorer, *_ = scorer_on(score={"max_length": 60, "batch_tokens": 512})
+    shots = list(range(50))
+    alike = scorer.batches([(shots, [60 + i % 30, i // 30]) for i in range(200)])
+    assert alike[0].rows["tokens_PRT"].shape[-1] > 64
+    random = np.random.default_rng(0)
+    unlike = scorer.batches([(random.integers(0, 90, 50).tolist(), [1, 2]) for _ in range(200)])
+    assert unlike[0].rows["tokens_PRT"].shape[-1] == 64
 
 
 def test_a_token_of_a_tree_sees_its_own_text_only():
     random = np.random.default_rng(0)
     requests = [random.integers(0, 3, random.integers(2, 12)) for _ in range(200)]
-    trees = build_trees(requests, [1] * len(requests), 40)
+    trees = Forest(requests, [1] * len(requests)).trees(40)
     found = set()
     for tree in trees:
         assert len(tree.tokens) <= 40
@@ -135,7 +145,7 @@ def test_a_token_of_a_tree_sees_its_own_text_only():
 def test_batches_are_all_of_one_shape_and_ask_for_everything_once():
     random = np.random.default_rng(0)
     ids = [random.integers(0, 50, random.integers(2, 30)) for _ in range(300)]
-    batches = pack(build_trees(ids, [1] * 300, 32), parts=2, rows=3, length=32)
+    batches = pack(Forest(ids, [1] * 300).trees(32), parts=2, max_rows=3, length=32)
     assert len({(b.rows["tokens_PRT"].shape, b.slots["target_PS"].shape) for b in batches}) == 1
     assert sorted(number for batch in batches for number, _ in batch.requests) == list(range(300))
 

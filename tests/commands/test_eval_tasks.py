@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
 from lm.evaluate import runner
 from lm.evaluate.records import read_items
 from lm.evaluate.score import Scorer
-from tests.commands.runs import records
+from tests.commands.runs import finish, records, start
 
 QUESTIONS = [
     {"context": f"the word {i}", "choices": [f"is {i * 7}", "is another", "abc dej"], "gold": i % 3} for i in range(40)
@@ -119,3 +120,28 @@ def test_a_run_scores_tasks_while_it_trains(train, tmp_path, data):
     assert all(0 <= r["acc"] <= 1 and r["bits_per_byte"] > 0 for r in written)
     assert "piqa: acc" in done.err + done.out
     assert train(tmp_path / "other", "--config.eval.tasks=('nowhere.jsonl',)").code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_hellaswag_is_stopped_by_ctrl_c_and_continued(real_data, run):
+    arguments = ("eval", "--checkpoint", run, "--tasks", "hellaswag", "--tasks-data", os.path.join(real_data, "eval"))
+    arguments = (*arguments, "--limit", 6000, "--json")
+    process = start(*arguments)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not any(p.stat().st_size for p in run.glob("evals/*/hellaswag-*.jsonl")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, out) == (42, ""), err
+    (path,) = run.glob("evals/*/hellaswag-*.jsonl")
+    kept = len(read_items(str(path)))
+    assert 0 < kept < 6000
+    assert f"{kept} of 6000 items of hellaswag are kept" in err
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    assert f"{kept} of 6000 items are kept from an earlier run" in err
+    figures = json.loads(out)["tasks"]["hellaswag"]
+    items = read_items(figures["file"])
+    assert sorted(items, key=int) == [str(i) for i in range(6000)]
+    assert figures["acc"] == pytest.approx(sum(item["correct"] for item in items.values()) / 6000)

@@ -1,6 +1,9 @@
 """Scores of continuations against one forward pass per request, on any mesh."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,11 +39,22 @@ def scorer_on(devices: int = 1, score: dict | None = None, **overrides: str):
     return scorer, model, jax.device_put(params, parameter_shardings(mesh, params, SHARDED_AXES)), params
 
 
+@functools.cache
+def forward(model):
+    @jax.jit
+    def log_probabilities(params, tokens_1T, segments_1T):
+        positions_1T = jnp.arange(MAX_LENGTH)[None]
+        hidden_1TD = model.hidden(params, tokens_1T, positions_1T, segments_1T).x_BTD
+        return jax.nn.log_softmax(model.logits(params, hidden_1TD)[0])
+
+    return log_probabilities
+
+
 def log_probabilities(model, params, ids) -> np.ndarray:
-    """`[tokens - 1, V]` after each token but the last."""
-    row = np.arange(len(ids) - 1)[None]
-    hidden_BTD = model.hidden(params, np.array([ids[:-1]]), row, np.ones_like(row)).x_BTD
-    return np.asarray(jax.nn.log_softmax(model.logits(params, hidden_BTD)[0]))
+    """`[tokens - 1, V]` after each token but the last; the row is filled up behind them, so that one program serves all."""
+    tokens, length = np.zeros((1, MAX_LENGTH), np.int32), len(ids) - 1
+    tokens[0, :length] = ids[:-1]
+    return np.asarray(forward(model)(params, tokens, (np.arange(MAX_LENGTH)[None] < length).astype(np.int32)))[:length]
 
 
 def one_by_one(model, params, requests) -> list[tuple[float, bool]]:

@@ -205,3 +205,26 @@ def test_texts_are_cut_where_the_harness_cuts_them(tokenizer):
     assert encode("", "ab") == ([257], [97, 98])
     assert Encoder(tokenizer, add_bos=True)("b", " a") == ([257, 98], [256])
     assert Encoder(tokenizer, add_bos=True)("", "ab") == ([257], [97, 98])
+
+
+COUNTS = {
+    "blimp_anaphor_number_agreement": (1000, 0.5),
+    "blimp_wh_island": (1000, 0.5),
+    "copa": (100, 0.5),
+    "piqa": (1838, 0.5),
+    "arc_easy": (2376, 0.25),
+    "lambada_openai": (5153, 0.0),
+    "hellaswag": (10042, 0.25),
+}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_files_are_read_whole(real_data, name):
+    ((task, path),) = find_tasks(name, os.path.join(real_data, "eval"))
+    loaded = load_task(task, path)
+    count, baseline = COUNTS[name]
+    assert loaded.total == count
+    assert loaded.baseline == baseline
+    assert loaded.is_choice == (name != "lambada_openai")
+    assert all(continuation.startswith(" ") for item in loaded.items for _, continuation in item.pairs())

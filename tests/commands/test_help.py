@@ -41,7 +41,7 @@ def test_every_listed_verb_is_built_and_no_built_verb_is_missing():
 def test_every_verbs_help_has_an_example(lm, verb):
     done = lm(verb, "--help")
     assert done.code == 0 and done.err == ""
-    assert "example" in done.out and f"lm {verb} " in done.out.split("example")[1]
+    assert "\nexample" in done.out and f"lm {verb} " in done.out.split("\nexample")[1]
 
 
 @pytest.mark.parametrize(

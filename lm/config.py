@@ -214,6 +214,9 @@ class EvalConfig:
     tokens: int | None = option(65536, ge=1, identity=False)  # of the validation split; None: all of it
     stride: int | None = option(None, ge=1, identity=False)  # new tokens per window; None: the whole window
     batch_size: int | None = option(None, ge=1, identity=False)  # rows; None: data.batch_size
+    tasks: tuple[str, ...] = option((), identity=False)  # names or files of tasks (lm/evaluate/formats.py), scored too
+    tasks_data: str | None = option(None, identity=False)  # where the files of named tasks are, at any depth
+    task_items: int | None = option(500, ge=1, identity=False)  # the first so many of each task; None: all
 
 
 @dataclasses.dataclass(frozen=True)

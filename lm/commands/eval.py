@@ -2,11 +2,11 @@
 
 import argparse
 
-from lm.commands import common, eval_compare, eval_loss, eval_steps
+from lm.commands import common, eval_compare, eval_loss, eval_steps, eval_tasks
 from lm.commands.opened import add_checkpoint_arguments, open_checkpoint
 from lm.errors import UsageError
 
-HELP = "Loss, perplexity and bits per byte of a checkpoint on a split of its data or on text files."
+HELP = "Loss, perplexity and bits per byte of a checkpoint on a split of its data or on text files; tasks."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,26 +31,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="windows at a time (default: the training batch)")
     parser.add_argument("--max-tokens", type=int, help="score windows until this many tokens are")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    eval_tasks.add_arguments(parser)
     parser.epilog = (
         "examples:\n  lm eval --checkpoint runs/tiny --data validation --stride 32\n"
         "  lm eval --checkpoint runs/tiny --data validation notes.txt --by domain,position\n"
+        "  lm eval --checkpoint runs/tiny --tasks blimp,piqa,questions.jsonl --tasks-data eval/\n"
+        "  lm eval --checkpoint runs/tiny --tasks my_task --include-path harness_tasks/\n"
         "  lm eval --checkpoint runs/tiny --all-steps --out curve.svg\n"
         "  lm eval --compare runs/tiny/checkpoints/400 runs/tiny/checkpoints/600\n"
         "  lm eval --compare a/evals/600-params/piqa-0123abcd.jsonl b/evals/600-params/piqa-4567cdef.jsonl\n\n"
-        "Windows never cross documents; each window after a document's first scores its last `stride` tokens."
+        "Windows never cross documents; each window after a document's first scores its last `stride` tokens.\n\n"
+        "Tasks are read from local files (lm/evaluate/formats.py has the forms). Every item is kept in the run's evals/:\n"
+        "Ctrl-C or SIGTERM ends with exit code 42, and the same command continues. With --include-path the tasks are\n"
+        "lm-evaluation-harness's own YAML files, read from there, and nothing is kept."
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens")
+    common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens", "limit")
     by = eval_loss.asked_for(args.by)
     if args.out and not (args.all_steps and args.out.endswith(".svg")):
         raise UsageError(f"--out {args.out}: the curve of --all-steps, a file that ends in .svg.")
+    if not args.tasks:
+        eval_tasks.refuse_without_tasks(args)
+    elif args.compare or args.all_steps:
+        raise UsageError("--tasks goes with one checkpoint; --compare takes two files of items that it has kept.")
     if args.compare:
         eval_compare.run(args)
         return
     if not args.checkpoint:
         raise UsageError("give --checkpoint DIR, or --compare A B.")
+    if args.tasks:
+        eval_tasks.run(args)
+        return
     if args.all_steps:
         eval_steps.run(args)
         return

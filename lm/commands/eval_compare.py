@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,10 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({"compared": rows, "a": args.compare[0], "b": args.compare[1]}))
         return
     for row in rows:
-        print(f"A {row['a']:.4f}, B {row['b']:.4f} {row['unit']} of {row['of']}")
+        print(f"{row['of']}: A {row['a']:.4f}, B {row['b']:.4f} {row['unit']}")
         print(row["verdict"])
+    if len(rows) > 1:
+        print(f"{len(rows)} comparisons: by chance alone {0.05 * len(rows):.2g} of as many would show a difference")
 
 
 def _row(comparison, of: str, unit: str, items: str, *, higher_is_better: bool) -> dict[str, Any]:
@@ -129,20 +130,19 @@ def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]
             )
         if len(first) < 2:
             raise UsageError(f"{name}: {len(first)} questions; at least 2 are needed.")
+        pairs = [[records[id_] for id_ in first] for records in (first, second)]
         for metric in _METRICS:
-            try:
-                values = [[float(record[metric]) for record in _ordered(first, records)] for records in (first, second)]
-            except KeyError:
-                continue
-            label = name + metric.removeprefix("correct").replace("_", ", ")
-            rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
+            if all(metric in record for records in pairs for record in records):
+                values = [[float(record[metric]) for record in records] for records in pairs]
+                label = name + metric.removeprefix("correct").replace("_", ", ")
+                rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
+        if all("gold_bytes" in record for records in pairs for record in records):  # says more than right or wrong
+            bits = [[-record["loglikelihoods"][record["gold"]] / np.log(2) for record in records] for records in pairs]
+            result = compare(*bits, [record["gold_bytes"] for record in pairs[0]])
+            rows.append(_row(result, name, "bits per byte of the right answers", "questions", higher_is_better=False))
     if not rows:
         raise UsageError(f"--compare: the items have no {' or '.join(_METRICS)}.")
     return rows
-
-
-def _ordered(first: dict[str, Any], records: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    return [records[id_] for id_ in first]
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def every_step(workdir: str, weights: str | None) -> Iterator[OpenedRun]:
 
 
 def at_step(opened: OpenedRun, workdir: str, step: int) -> OpenedRun:
-    """Return another checkpoint of the same run, laid out on the devices as this one is.
+    """Return another checkpoint of the same run, in the place of this one, whose arrays are given up.
 
     Raises:
       DamagedFileError: it cannot be read.
@@ -86,6 +86,8 @@ def at_step(opened: OpenedRun, workdir: str, step: int) -> OpenedRun:
 
     item = "extra/ema" if opened.weights == "ema" else "params"
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), opened.params)
+    for array in jax.tree.leaves(opened.params):
+        array.delete()  # two models at a time may be one too many
     restored = Checkpoints(join(workdir, "checkpoints"), warn=common.note).restore({item: like}, step=step)
     return dataclasses.replace(opened, params=restored.items[item], step=step)
 

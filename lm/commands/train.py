@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.checkpoint.run_folder import read_run_info
-from lm.commands import cluster, common, supervisor
+from lm.commands import cluster, common, eval_tasks, supervisor
 from lm.config import Config, to_dict
 from lm.errors import ConfigError, UsageError
 from lm.resolve import fingerprint, with_vocabulary
@@ -82,6 +82,7 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
         shown = Console(args.workdir, config.optimizer.num_steps) if hosts.is_first() else SilentConsole()
         console = stack.enter_context(shown)
         # 1. Data: prepared once, kept in the cache.
+        tasks = eval_tasks.tasks_of(config.eval)  # refused now, not after the data is prepared
         progress = common.data_progress(console.note)
         dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
         loader = Loader(
@@ -117,7 +118,10 @@ def _run(args: argparse.Namespace, config: Config, interrupts) -> None:
             loader,
             args.workdir,
             console=console,
-            hooks=_hooks(config, built, dataset.tokenizer, validation, args.workdir, console),
+            hooks=[
+                *_hooks(config, built, dataset.tokenizer, validation, args.workdir, console),
+                *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
+            ],
             initial_params=_initial_params(config, built),
             interrupts=interrupts,
             peak_flops=detect().peak_flops(config.precision.compute),

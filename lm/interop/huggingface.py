@@ -30,8 +30,8 @@ def export(
     """Write a checkpoint in Hugging Face's format; config.json, last, makes the folder whole.
 
     The vocabulary keeps its padding, which is part of the softmax; generation_config.json bars the ids without a token
-    from being generated. In memory is at most what one tensor of theirs needs of ours: one stacked array over all
-    layers (GPT-2: three).
+    from being generated. In memory is what one tensor of theirs needs of ours, twice while it is read: one stacked array
+    over all layers (GPT-2: three).
 
     Args:
       reader: the open checkpoint.

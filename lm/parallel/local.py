@@ -57,7 +57,14 @@ class LocalModel:
         return loss / self.mesh.shape["tensor"], sums
 
 
-def local_model(config: Config, mesh: Mesh, *, micro_batches: int = 1, whole_rows: bool = False) -> LocalModel:
+def local_model(
+    config: Config,
+    mesh: Mesh,
+    *,
+    micro_batches: int = 1,
+    whole_rows: bool = False,
+    attention: Callable | None = None,
+) -> LocalModel:
     """Return the model of a resolved config in the region (`LocalModel.zero.local`).
 
     Args:
@@ -65,21 +72,25 @@ def local_model(config: Config, mesh: Mesh, *, micro_batches: int = 1, whole_row
       mesh: the device mesh.
       micro_batches: that flow through a pipeline, where there are stages.
       whole_rows: rows are one document each; attention then takes no segment ids.
+      attention: in place of `flash_attention`, over sequences that every device has whole: T must not be divided
+        over `context`.
     """
     whole = Transformer(config.model, config.precision)
     params = jax.eval_shape(whole.init, jax.random.key(0))
     zero = Zero(mesh, config.parallel.zero, params, config.precision.compute)
-    layout = zero.layout(_layout(config, mesh, micro_batches)) if mesh.size > 1 else Layout()
+    layout = Layout(attention=attention or flash_attention)
+    if mesh.size > 1:
+        layout = zero.layout(_layout(config, mesh, micro_batches, attention))
     if whole_rows:
         layout = dataclasses.replace(layout, attention=_of_whole_rows(layout.attention))
     return LocalModel(dataclasses.replace(whole, layout=layout), _cross_entropy(config, mesh), zero)
 
 
-def _layout(config: Config, mesh: Mesh, micro_batches: int) -> Layout:
+def _layout(config: Config, mesh: Mesh, micro_batches: int, attention: Callable | None) -> Layout:
     tensor, stages, repeats = mesh.shape["tensor"], mesh.shape["stage"], config.parallel.pipeline_repeats
     summed = tuple(axis for axis in (*BATCH_AXES, "context") if mesh.shape[axis] > 1)
     return Layout(
-        attention=_attention(config, mesh),
+        attention=_attention(config, mesh, attention),
         experts=functools.partial(spread_experts, axis="expert") if mesh.shape["expert"] > 1 else experts,
         lookup=functools.partial(_lookup, tensor, config.model.vocab_size),
         enter=_enter,
@@ -128,10 +139,10 @@ def _lookup(tensor: int, vocab_size: int, table: jax.Array, ids_BT: jax.Array, d
     return _leave(tensor, rows, length // tensor if divides else length)
 
 
-def _attention(config: Config, mesh: Mesh) -> Callable:
-    """Return attention among this device's heads, over whole sequences."""
+def _attention(config: Config, mesh: Mesh, whole: Callable | None = None) -> Callable:
+    """Return attention among this device's heads, over whole sequences; `whole`: as every device has them."""
     kind = mesh.devices.flat[0].device_kind
-    attend = functools.partial(flash_attention, device_kind=kind)
+    attend = whole or functools.partial(flash_attention, device_kind=kind)
     across = {
         "ring": functools.partial(ring_attention, device_kind=kind),
         "ulysses": functools.partial(ulysses_attention, attend),
@@ -145,7 +156,7 @@ def _attention(config: Config, mesh: Mesh) -> Callable:
             N = q_BTNH.shape[2]
             first = jax.lax.axis_index("tensor") * N // group
             k_BTKH, v_BTKH = (jax.lax.dynamic_slice_in_dim(x, first, max(N // group, 1), 2) for x in (k_BTKH, v_BTKH))
-        if mesh.shape["context"] > 1:
+        if mesh.shape["context"] > 1 and whole is None:
             return across(q_BTNH, k_BTKH, v_BTKH, **options)
         return attend(q_BTNH, k_BTKH, v_BTKH, q_offset=q_offset, **options)
 

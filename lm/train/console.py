@@ -55,9 +55,9 @@ class Console:
         self.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Show one record (see `lm/train/metrics.py`): a train record as progress, an eval record as a note."""
-        if record.get("kind", "train") == "eval":
-            self.note(describe_eval(record))
+        """Show one record (see `lm/train/metrics.py`): a train record as progress, the others as notes."""
+        if kind := {"eval": describe_eval, "task": describe_task}.get(record.get("kind", "train")):
+            self.note(kind(record))
             return
         now, step = time.monotonic(), int(record["step"])
         self._started = self._started or (now, step)
@@ -177,6 +177,15 @@ def describe_eval(record: Mapping[str, Any]) -> str:
         f"step {record['step']} · {record.get('split', 'validation')}: "
         f"{_number(record.get('bits_per_byte'), '.4f')} bits/byte · loss {_number(record.get('loss'), '.4f')} · "
         f"perplexity {_number(record.get('perplexity'), '.2f')} · {compact(record.get('tokens'))} tokens"
+    )
+
+
+def describe_task(record: Mapping[str, Any]) -> str:
+    """Return a task's record as one line; what is not known is `-`."""
+    norm = f" · acc_norm {record['acc_norm']:.4f}" if "acc_norm" in record else ""
+    return (
+        f"step {record['step']} · {record['split']}: acc {_number(record.get('acc'), '.4f')}{norm} · "
+        f"{_number(record.get('bits_per_byte'), '.4f')} bits/byte · {compact(record.get('items'))} items"
     )
 
 

@@ -1,13 +1,14 @@
 """Where a run's metrics go: records into sinks.
 
 A record is a flat dict with at least `step`. Its `kind` is `train` (the default when absent) or
-`eval`; an eval record names its `split`. Fields and units:
+`eval` or `task`; these name their `split`, or their task there. Fields and units:
 
   train: step, loss (nats per token), bits_per_byte, learning_rate, grad_norm, tokens (since the
          run began, padding counted), epoch, tokens_per_second, mfu (a fraction; None when the chip's peak is
          unknown, never 0), seconds (wall time); where they are in use: z_loss (nats per token, not in
          loss), loss_scale (of this step), skipped_steps (so far), and what the objective adds
   eval:  step, split, loss, perplexity, bits_per_byte, tokens, bytes, stride
+  task:  step, split, items, and the figures of `lm.evaluate.records.summarize_items`
 
 The run's own files (`metrics.jsonl`, `events/`) must be written: if one cannot be, the run saves nothing more
 and stops with the error. What reports elsewhere (Weights & Biases, `config.log.sinks`) may fail: one warning,

@@ -101,3 +101,17 @@ def test_the_same_step_again_takes_nothing_away_before_it_is_whole(tmp_path):
     written(tmp_path, 10)
     assert len(written(tmp_path, 10)) == 1
     assert names(tmp_path) == {"10", "10.rolled-back"}
+
+
+def test_on_an_object_store_setting_aside_moves_everything_below(tmp_path):
+    from lm.storage import filesystem, read_text, write_atomic
+
+    folder = "memory://retention/checkpoints"
+    for name in ("commit_success.txt", "params/d/0", "meta/metadata"):
+        write_atomic(f"{folder}/20/{name}", name)
+    assert finished_steps(folder) == [20]
+    checkpoints = Checkpoints(folder)
+    assert checkpoints._set_aside(20, "damaged") == "20.damaged"
+    assert finished_steps(folder) == [] and unfinished(folder) == [] and strays(folder) == []
+    assert read_text(f"{folder}/20.damaged/params/d/0") == "params/d/0"
+    assert not filesystem(folder).exists(f"{folder}/20")

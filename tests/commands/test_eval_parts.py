@@ -1,6 +1,7 @@
 """`lm eval --by`, `--all-steps` and `--compare`."""
 
 import json
+import math
 
 import pytest
 
@@ -103,6 +104,21 @@ def test_questions_are_compared_one_by_one(lm, tmp_path):
     assert rows[0]["better"] == "B" and rows[0]["differing"] == 15 and rows[0]["difference"] == pytest.approx(0.15)
     files = [tmp_path / name for name in ("a/piqa-00aa11bb.jsonl", "b/other.jsonl")]
     assert "no difference" in lm("eval", "--compare", *files).out
+
+
+def test_what_the_right_answers_cost_is_compared_where_it_was_kept(lm, tmp_path):
+    for name, nats in (("a", 2.0), ("b", 1.9)):
+        records = [
+            {"id": str(i), "correct": 1, "gold": 1, "gold_bytes": 4 + i % 3, "loglikelihoods": [-9.0, -nats - i % 5]}
+            for i in range(60)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = result(lm("eval", "--compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--json"))["compared"]
+    assert [(row["unit"], row["better"]) for row in rows] == [
+        ("accuracy", None),
+        ("bits per byte of the right answers", "B"),
+    ]
+    assert rows[1]["difference"] == pytest.approx(-0.1 / 5 / math.log(2))
 
 
 @pytest.mark.parametrize(

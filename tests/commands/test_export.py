@@ -56,3 +56,13 @@ def test_a_model_that_transformers_cannot_compute_is_refused_by_its_field(lm, ru
     done = lm("export", "--checkpoint", run, "--out", tmp_path / "out")
     assert "config.model.value_embeddings=True" in done.refusal(2)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_may_lie_on_an_object_store(lm, finished, tmp_path):
+    from lm.storage import list_names, read_bytes
+
+    assert lm("export", "--checkpoint", finished, "--out", "memory://exported").code == 0
+    assert lm("export", "--checkpoint", finished, "--out", tmp_path / "out").code == 0
+    assert {name: read_bytes(f"memory://exported/{name}") for name in list_names("memory://exported")} == files(
+        tmp_path / "out"
+    )

@@ -11,12 +11,13 @@ import numpy as np
 from lm.axes import SHARDED_AXES
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands.common import find_extensions_in, note, require_positive
-from lm.commands.startup import give_back_freed_memory, setup_jax
+from lm.commands.startup import give_back_freed_memory, give_back_large_buffers, setup_jax
 from lm.config import Config
 from lm.errors import UsageError
 from lm.resolve import resolve
 from lm.storage import join
 
+_LARGE = 1 << 30  # bytes of parameters
 _SHORTEST = 16  # tokens; shorter inputs are padded to it, longer ones to powers of two: few shapes, few compilations
 
 
@@ -244,6 +245,8 @@ def open_run(
     model = build_model(config, mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes, SHARDED_AXES)
+    if sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes)) >= _LARGE:
+        give_back_large_buffers()
 
     def targets(dtype=None):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)

@@ -86,6 +86,8 @@ class LossEvaluator:
     def _run(self, program: Callable, params: Any, batches: Iterable, progress: Callable[[int], None]) -> Iterator:
         """Yield (batch, what the program gives of it, on the host), fetched late: the device never waits for the host."""
         pending: collections.deque = collections.deque()
+        # A CPU would run them at the same time, each with its own temporaries.
+        late = 0 if self._mesh.devices.flat[0].platform == "cpu" else 2
 
         def oldest():
             batch, out = pending.popleft()
@@ -98,7 +100,7 @@ class LossEvaluator:
                 self._mesh, shape, lambda rows, columns, batch=batch: {k: a[rows][:, columns] for k, a in batch.items()}
             )
             pending.append((batch, program(params, placed)))
-            if len(pending) > 2:
+            if len(pending) > late:
                 yield oldest()
             progress(number + 1)
         while pending:

@@ -145,3 +145,33 @@ def test_without_the_harness_the_extra_is_named():
     code = "import sys; sys.modules['lm_eval'] = None\nimport lm.evaluate\nimport lm.evaluate.harness"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'pip install "lm[eval]"' in done.stderr
+
+
+def test_the_harnesss_own_class_agrees_on_the_exported_model(lm, run, folder, offline, tmp_path):
+    pytest.importorskip("accelerate")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    exported = tmp_path / "exported"
+    assert lm("export", "--checkpoint", run, "--format", "hf", "--out", exported).code == 0
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from lm.commands.eval_tasks import harness_model
+    from lm.commands.opened import open_run
+    from lm.evaluate.score import Scorer
+
+    opened = open_run(str(run))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    answers = []
+    for model in (
+        harness_model(opened, Scorer(opened.config, opened.mesh)),
+        huggingface.HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=4),
+    ):
+        found = simple_evaluate(model=model, tasks=["chosen"], task_manager=manager, bootstrap_iters=0)
+        samples = sorted(found["samples"]["chosen"], key=lambda sample: sample["doc_id"])
+        figures = found["results"]["chosen"]
+        answers.append((figures["acc,none"], figures["acc_norm,none"], [[r[0] for r in s["resps"]] for s in samples]))
+    (*ours, our_scores), (*theirs, their_scores) = answers
+    assert ours == theirs
+    ours, theirs = (np.array(scores, float) for scores in (our_scores, their_scores))
+    np.testing.assert_allclose(ours[..., 0], theirs[..., 0], atol=1e-3)
+    assert ours[..., 1].tolist() == theirs[..., 1].tolist()

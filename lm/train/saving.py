@@ -17,13 +17,14 @@ PAUSE_SECONDS = 1.0  # between the tries of a run's last save
 class Saving:
     """Regular saves, saves that are done again because they failed, and the last one.
 
-    A failure, in the background or at once, is told of in the step in which it is known; the state of the next step is
-    saved instead, up to `RETRIES` times in a row. If that does not help, training goes on, with a warning, until the
+    A failure, in the background or at once, is told of in the step in which it is known, and that step's state is saved
+    instead, up to `RETRIES` times. If that does not help, training goes on, with a warning, until the
     next regular save: weeks of work live in the devices' memory, and whoever reads the line can make room on the disk.
     A run's last save (at its end, or on a signal) is tried as often and must then succeed; otherwise the run ends with
     the error.
 
-    On several hosts a failure travels with the next step's outputs, so that all of them save together.
+    On several hosts a failure travels with the next step's outputs, so that all of them save together. The others may
+    have to wait there until Orbax gives up on the host whose files failed (1,200 s).
 
     Args:
       checkpoints: of the run.

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--include-path", metavar="DIR", help="run lm-evaluation-harness's tasks, from the YAML files in this folder"
     )
-    tasks.add_argument("--num-fewshot", type=int, metavar="K", help="questions with answers before each (default: 0)")
+    tasks.add_argument("--num-fewshot", type=int, metavar="K", help="solved questions before each (default: 0)")
     tasks.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
     tasks.add_argument("--add-bos", action="store_true", help="put the end-of-text token before each context")
     tasks.add_argument("--again", action="store_true", help="score anew what earlier runs have kept")

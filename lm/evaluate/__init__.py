@@ -1,4 +1,4 @@
-"""Evaluation: losses in strided windows."""
+"""Evaluation: losses in strided windows; tasks (`score`, `tasks`, `runner`, `harness`, imported where they are used)."""
 
 from lm.evaluate.loss import LossEvaluator
 

@@ -1,8 +1,10 @@
 """A task from beginning to end, stopped and continued; its figures against counting by hand."""
 
+import csv
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -82,6 +84,14 @@ def test_core_is_the_mean_of_centred_accuracies():
     core = core_score({"piqa": 0.2, "copa": 0.4, "blimp_wh_island": 0.9})
     assert core == {"score": pytest.approx(0.3), "tasks": ["copa", "piqa"], "of": 22}
     assert core_score({"own": 0.1}) is None
+
+
+@pytest.mark.real_data
+def test_cores_table_is_dclms(real_data):
+    with open(os.path.join(real_data, "eval", "core", "eval_meta_data.csv"), newline="") as file:
+        rows = {row["Eval Task"]: row for row in csv.DictReader(file)}
+    theirs = {name: (float(rows[name]["Random baseline"]) / 100, int(rows[name]["#shots"])) for name in CORE}
+    assert {name: (pytest.approx(baseline), shots) for name, (baseline, shots) in theirs.items()} == dict(CORE)
 
 
 @pytest.mark.parametrize("per_chunk", [2000, 7])

@@ -35,9 +35,10 @@ import numpy as np
 
 from experiments import gpt2_124m, tiny
 from lm.commands import common
+from lm.commands.startup import setup_jax
 from lm.config import Config
 from lm.errors import LmError
-from lm.resolve import with_vocabulary
+from lm.resolve import resolve, with_vocabulary
 
 STEPS, SAVE_EVERY = 16, 8  # of the small run
 SAVES, TIMED_STEPS = 3, 2  # of the large model
@@ -209,11 +210,15 @@ def flips(run: SmallRun, count: int, seed: int = 0) -> dict[str, dict[str, int]]
 
 def large_config() -> Config:
     """Return the config of the model whose checksums are timed."""
+    import jax
+
+    from lm.parallel.devices import detect
+
     config = gpt2_124m.get_config()
     config.model.remat, config.precision.compute = "none", "float32"
     config.data.path, config.optimizer.accumulation_steps = "none", 1
     config.data.batch_size, config.data.sequence_length = STEP_ROWS, STEP_LENGTH
-    return with_vocabulary(common.resolve_here(config), 50257)
+    return with_vocabulary(resolve(config, devices=jax.device_count(), capabilities=detect()), 50257)
 
 
 def cost(folder: str) -> dict[str, Any]:
@@ -297,6 +302,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where files are written (default: a temporary folder)")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args()
+    setup_jax()
     result: dict[str, Any] = {"flips": {}, "seed": args.seed, "verified": not args.unverified}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         if args.flips:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.checkpoint.run_folder import read_run_info
+from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands import common, eval_loss
 from lm.commands.opened import open_run
 from lm.errors import DamagedFileError, UsageError
@@ -53,15 +53,15 @@ def _compare_losses(args: argparse.Namespace) -> dict[str, Any]:
     from lm.evaluate.breakdown import break_down
     from lm.evaluate.compare import compare
 
-    places = [_run_and_step(path) for path in args.compare]
-    shortest = min(read_run_info(run)["config"]["data"]["sequence_length"] for run, _ in places)  # windows alike
+    runs = [locate(path)[0] for path in args.compare]
+    shortest = min(read_run_info(run)["config"]["data"]["sequence_length"] for run in runs)  # windows alike
     parts, tokenizers = [], []
-    for path, (run, step) in zip(args.compare, places, strict=True):
-        opened = open_run(run, step, weights=args.weights)
+    for path in args.compare:
+        opened = open_run(path, weights=args.weights)
         text = eval_loss.text_of(args, opened, shortest)
         show = common.progress_line(f"{path}, batches")
         progress = lambda done, show=show, text=text: show(done, len(text.batches))  # noqa: E731
-        parts.append(break_down(eval_loss.evaluator_of(opened), opened.params, text.batches, progress))
+        parts.append(break_down(opened.evaluator, opened.params, text.batches, progress))
         eval_loss.check(parts[-1].total(), args.data)
         tokenizers.append(opened.tokenizer.sha256)
         del opened  # one model at a time
@@ -88,13 +88,6 @@ def _blocks(*windows: np.ndarray) -> tuple[str, list[np.ndarray]]:
     starts = np.arange(0, count, size)
     name = "windows" if size == 1 else f"blocks of {size} windows"
     return name, [np.add.reduceat(part, starts, axis=0) for part in windows]
-
-
-def _run_and_step(path: str) -> tuple[str, int | None]:
-    """Return (run's folder, step) of a run, or of `run/checkpoints/step`."""
-    parent, name = os.path.split(path.rstrip("/"))
-    folder, last = os.path.split(parent)
-    return (folder, int(name)) if name.isdigit() and last == "checkpoints" else (path, None)
 
 
 def _items(path: str) -> dict[str, str]:

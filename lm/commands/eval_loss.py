@@ -92,21 +92,13 @@ def check(figures: dict[str, Any], data: Sequence[str]) -> None:
         raise UsageError(f'"{" ".join(data)}" has no text to score.')
 
 
-def evaluator_of(opened: OpenedRun):
-    """Return the loss of an opened run's model on its mesh."""
-    from lm.evaluate import LossEvaluator
-    from lm.parallel.local import local_model
-
-    return LossEvaluator(local_model(opened.config, opened.mesh))
-
-
 def score(opened: OpenedRun, text: Text, by: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a text, with `by_domain` and `by_position` where asked for."""
     from lm.evaluate.breakdown import break_down
 
     show = common.progress_line("batches")
     progress = lambda done: show(done, len(text.batches))  # noqa: E731
-    evaluator = evaluator_of(opened)
+    evaluator = opened.evaluator
     if not by:
         return evaluator(opened.params, text.batches, progress)
     parts = break_down(evaluator, opened.params, text.batches, progress)

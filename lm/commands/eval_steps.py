@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     text = evaluator = None
     for opened in every_step(args.checkpoint, args.weights):
         if evaluator is None:  # one program, and the text cut once
-            text, evaluator = eval_loss.text_of(args, opened), eval_loss.evaluator_of(opened)
+            text, evaluator = eval_loss.text_of(args, opened), opened.evaluator
             if not args.json:
                 print(f"{'step':>8}{'bits/byte':>12}{'loss':>9}{'perplexity':>12}")
         figures = evaluator(opened.params, text.batches, _progress(opened.step, len(text.batches)))

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lm.checkpoint.run_folder import read_run_info
+from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands import common
 from lm.errors import UsageError
 from lm.storage import join, list_names, make_folder
@@ -12,7 +12,7 @@ HELP = "A checkpoint as a folder that Hugging Face's transformers loads: weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder, or one step of it")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
     parser.add_argument(
         "--weights",
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
     from lm.interop.huggingface import export
     from lm.tokenizer import load_tokenizer
 
-    info = read_run_info(args.checkpoint)
+    workdir, folder, step = locate(args.checkpoint, args.step)
+    info = read_run_info(workdir)
     config = build(Config, info["config"], "")
     family_of(config.model)  # refused before a folder is made
     has_ema = config.optimizer.ema_decay is not None
@@ -51,10 +52,10 @@ def run(args: argparse.Namespace) -> None:
             f'--weights ema: the run in "{args.checkpoint}" keeps no moving average (config.optimizer.ema_decay).'
         )
     weights = args.weights or ("ema" if has_ema else "params")
-    tokenizer = load_tokenizer(join(args.checkpoint, "tokenizer.tiktoken"))
+    tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     if list_names(args.out):
         raise UsageError(f'--out "{args.out}" is not empty; choose a new folder.')
-    folder, show = join(args.checkpoint, "checkpoints"), common.progress_line("tensors")
+    show = common.progress_line("tensors")
 
     def write(step: int) -> dict:
         reader = CheckpointReader(join(folder, str(step)))
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         written = export(reader, config, tokenizer, args.out, weights=weights, dtype=args.dtype, progress=show)
         return {**written, "step": step, "weights": weights, "checkpoint": args.checkpoint, "out": args.out}
 
-    result = read_newest(folder, args.step, write, common.note)
+    result = read_newest(folder, step, write, common.note)
     if args.json:
         print(json.dumps(result))
         return

@@ -11,6 +11,9 @@ Then each in a fresh process, the peak of its resident memory as the kernel coun
 - `open`: `lm.open(DIR)`
 - `orbax`: Orbax's StandardRestore of the same parameters onto the same device
 - `eval`: `lm eval --checkpoint DIR` on two windows of 512 tokens
+
+Measured on two CPU cores that others used too, jax 0.10.2: 4.71 GB of weights; opened in 19.6 s, peak 5.37 GB (1.14 of
+the weights; Orbax in 30.0 s, 2.19); evaluated at a peak of 5.77 GB (1.22; 1.25 where the program is compiled first).
 """
 
 import argparse

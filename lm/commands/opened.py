@@ -56,6 +56,8 @@ class OpenedRun:
         Raises:
           UsageError: no tokens, an id that there is not, or more of them than the model has positions.
         """
+        from lm import hosts
+
         given = np.asarray(ids)
         if given.ndim not in (1, 2) or not given.size or given.dtype.kind not in "iu":
             raise UsageError(f"logits of {given.dtype}{list(given.shape)}: expected token ids [T] or [B, T].")
@@ -68,7 +70,7 @@ class OpenedRun:
         tokens_BT[:B, :T] = given.reshape(B, T)
         segment_ids_BT = np.zeros_like(tokens_BT)  # 0: padding
         segment_ids_BT[:B, :T] = 1
-        logits_BTV = np.asarray(self._logits(self.params, tokens_BT, segment_ids_BT))[:B, :T]
+        logits_BTV = hosts.fetch(self._logits(self.params, tokens_BT, segment_ids_BT))[:B, :T]
         return logits_BTV.reshape(*given.shape, -1)
 
     def generate(

@@ -21,12 +21,12 @@ __version__ = "0.1.0"
 __all__ = ["open"]
 
 
-def open(path: str, step: int | None = None, weights: str | None = None):
+def open(path: str, step: int | str | None = None, weights: str | None = None):
     """Open a trained model on whatever devices there are, whatever mesh wrote it.
 
     Args:
       path: a run's folder or the folder of one step, local or on an object store.
-      step: None: the newest checkpoint that can be read.
+      step: or `best`, by its validation; None: the newest checkpoint that can be read.
       weights: `params`, or `ema`: their moving average; None: `ema` if the run keeps one.
 
     Returns:

@@ -161,12 +161,12 @@ class _Arrays(dict):
         raise UsageError(f'"{self._checkpoint.path}" has no array "{path}".{hint}')
 
 
-def open(path: str, step: int | None = None, *, warn: Callable[[str], None] = lambda line: None) -> Checkpoint:
+def open(path: str, step: int | str | None = None, *, warn: Callable[[str], None] = lambda line: None) -> Checkpoint:
     """Open a checkpoint for reading with numpy and TensorStore alone, on any machine.
 
     Args:
       path: a run's folder or the folder of one step, local or on an object store.
-      step: None: the newest that can be read; damaged ones are passed over.
+      step: or `best`, by its validation; None: the newest that can be read; damaged ones are passed over.
       warn: gets a line about each that is passed over.
 
     Raises:
@@ -180,7 +180,7 @@ def open(path: str, step: int | None = None, *, warn: Callable[[str], None] = la
     return read(path, step, lambda checkpoint: checkpoint, warn)
 
 
-def read(path: str, step: int | None, use: Callable[[Checkpoint], T], warn: Callable[[str], None]) -> T:
+def read(path: str, step: int | str | None, use: Callable[[Checkpoint], T], warn: Callable[[str], None]) -> T:
     """Return what `use` makes of the newest checkpoint that can be read as far as `use` reads it; see `open`."""
     workdir, folder, step = locate(path, step)
     # A step that was copied alone has no config; it is still a checkpoint.

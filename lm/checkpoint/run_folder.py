@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from lm.checkpoint.ranking import best_step
 from lm.errors import DamagedFileError, UsageError
 from lm.storage import exists, is_remote, join, read_text
 
@@ -37,22 +38,22 @@ def read_run_info(workdir: str, required: Sequence[str] = ("config", "fingerprin
     return info
 
 
-def locate(path: str, step: int | None = None) -> tuple[str, str, int | None]:
+def locate(path: str, step: int | str | None = None) -> tuple[str, str, int | None]:
     """Return what a path to a checkpoint means: the run's folder, the folder of its steps, and the step.
 
     Args:
       path: a run's folder, or one step in it: `runs/tiny`, `runs/tiny/checkpoints` or `runs/tiny/checkpoints/400`.
-      step: the one asked for; None: the path's, or else the newest.
+      step: the one asked for, or `best`: by its validation; None: the path's, or else the newest.
 
     Raises:
-      UsageError: `step` is another one than the path's.
+      UsageError: `step` is another one than the path's, or no checkpoint was evaluated.
     """
     trimmed = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
     parent, _, name = trimmed.rpartition("/")
     if exists(join(path, "config.json")) or not (name.isdigit() or name == _STEPS):
-        return path, join(path, _STEPS), step
+        parent, trimmed, name = path, join(path, _STEPS), _STEPS
     if name == _STEPS:
-        return parent, trimmed, step
+        return parent, trimmed, best_step(trimmed) if step == "best" else step
     if step is not None and step != int(name):
         raise UsageError(f'"{path}" is the checkpoint of step {int(name)}; leave out --step {step}, or give the run.')
     # One that was copied out of its run may have the config beside it.

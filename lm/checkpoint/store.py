@@ -6,7 +6,6 @@ so every array is saved with its checksum (`lm/checkpoint/checksum.py`) and chec
 to. On several hosts all save and restore together, in one folder that all see.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from lm.checkpoint.layout import (
     superfluous,
     unfinished,
 )
+from lm.checkpoint.ranking import ranked
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.restore import restore_tree
 from lm.checkpoint.writer import Writer
@@ -35,7 +35,6 @@ from lm.errors import ConfigError, DamagedFileError, LmError, Preempted, UsageEr
 from lm.storage import exists, filesystem, is_remote, join, make_folder, of_store
 
 SETTLE_SECONDS = 0.5  # in which the other writes of a save that failed end; Orbax does not wait for them
-METRIC = "bits_per_byte"  # of the validation split, in `meta`: what the best checkpoints have least of
 T = TypeVar("T")
 
 
@@ -86,17 +85,6 @@ class Checkpoints:
     def shared_steps(self) -> list[int]:
         """Return `steps` as the first host sees them: a network disk may show another one less."""
         return json.loads(hosts.gather(json.dumps(self.steps()))[0])
-
-    def best(self) -> int:
-        """Return the step with the fewest bits per byte on the validation split.
-
-        Raises:
-          UsageError: no checkpoint was evaluated at its step.
-        """
-        ranked = self._ranked()
-        if not ranked:
-            raise UsageError(f'no checkpoint in "{self.folder}" was evaluated at its step.')
-        return ranked[0]
 
     def save(self, step: int, items: Mapping[str, Any], *, data: Mapping, meta: Mapping) -> None:
         """Start writing a checkpoint; arrays are copied before this returns, files follow in the background.
@@ -307,16 +295,8 @@ class Checkpoints:
             )
 
     def _superfluous(self, steps: list[int]) -> list[int]:
-        best = self._ranked()[: self._keep_best] if self._keep_best else ()
+        best = ranked(self.folder)[: self._keep_best] if self._keep_best else ()
         return superfluous(steps, keep=self._keep, keep_every=self._keep_every, best=best)
-
-    def _ranked(self) -> list[int]:
-        """Return the steps that were evaluated, the best first."""
-        figures = {}
-        for step in self.steps():
-            with contextlib.suppress(DamagedFileError):
-                figures[step] = CheckpointReader(self._path(step)).json("meta").get(METRIC)
-        return sorted((step for step, figure in figures.items() if figure is not None), key=figures.__getitem__)
 
     def _failed(self, error: BaseException) -> LmError:
         """Remove what was written of the step under way, and return what to say."""

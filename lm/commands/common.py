@@ -116,6 +116,11 @@ def tokenizer_vocabulary(config: Config) -> int:
     return load_tokenizer(config.data.tokenizer).vocab_size
 
 
+def step(text: str) -> int | str:
+    """Return what `--step` says: a number, or `best`."""
+    return text if text == "best" else int(text)
+
+
 def require_positive(args: argparse.Namespace, *names: str) -> None:
     """Refuse zero and negative counts among a verb's options (None: not given)."""
     for name in names:

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
     )
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument(
+        "--step", type=common.step, help="which checkpoint, or best (default: the newest that can be read)"
+    )
     parser.add_argument(
         "--weights",
         choices=("ema", "params"),

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT", help="a run's folder, or one step: runs/tiny/checkpoints/400"
     )
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument(
+        "--step", type=common.step, help="which checkpoint, or best (default: the newest that can be read)"
+    )
     parser.add_argument("--items", action="store_true", help="list the optimizer's and all other arrays too")
     parser.add_argument("--verify", action="store_true", help="read everything and compare it with its checksums")
     parser.add_argument("--array", metavar="PATH", help="write one array to --out: layers/mlp/up/kernel, opt_state/…")

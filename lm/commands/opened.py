@@ -10,6 +10,7 @@ import numpy as np
 
 from lm.axes import SHARDED_AXES
 from lm.checkpoint.run_folder import locate, read_run_info
+from lm.commands import common
 from lm.commands.common import find_extensions_in, note, require_positive
 from lm.commands.startup import give_back_freed_memory, give_back_large_buffers, setup_jax
 from lm.config import Config
@@ -183,7 +184,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool 
     parser.add_argument(
         "--checkpoint", required=required, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
     )
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest that can be read)")
+    parser.add_argument(
+        "--step", type=common.step, help="which checkpoint, or best (default: the newest that can be read)"
+    )
     parser.add_argument(
         "--weights",
         choices=("ema", "params"),
@@ -201,7 +204,7 @@ def open_checkpoint(args: argparse.Namespace) -> OpenedRun:
 
 
 def open_run(
-    path: str, step: int | None = None, *, weights: str | None = None, average: int | None = None
+    path: str, step: int | str | None = None, *, weights: str | None = None, average: int | None = None
 ) -> OpenedRun:
     """Open a run's checkpoint on whatever devices there are, whatever mesh wrote it (`lm.open`).
 
@@ -209,7 +212,7 @@ def open_run(
 
     Args:
       path: the run's folder, or the folder of one step.
-      step: None: the newest checkpoint that can be read.
+      step: or `best`, by its validation; None: the newest checkpoint that can be read.
       weights: `params`, or `ema`: their moving average, in f32; None: `ema` if the run keeps one.
       average: instead, the mean of the parameters of this many checkpoints, up to `step`, in f32.
 
@@ -253,7 +256,7 @@ def open_run(
     def targets(dtype=None):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)
 
-    checkpoints = Checkpoints(folder, warn=note)
+    checkpoints = Checkpoints(folder, verify=config.checkpoint.verify, warn=note)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     if average:
         params, steps = restore_average(checkpoints, targets(), average, step=step, warn=note)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from lm import hosts
-from lm.checkpoint.store import METRIC, Checkpoints
+from lm.checkpoint.ranking import METRIC
+from lm.checkpoint.store import Checkpoints
 from lm.config import Config
 from lm.data.prefetch import Prefetcher
 from lm.data.stages import Stages

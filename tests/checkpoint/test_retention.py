@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from lm.checkpoint.layout import finished_steps, strays, superfluous, unfinished
+from lm.checkpoint.ranking import best_step
 from lm.checkpoint.store import Checkpoints
 from lm.errors import ConfigError, UsageError
 from tests.checkpoint.common import names, save, state, targets, written
@@ -30,13 +31,13 @@ def test_the_best_stay_by_their_validation_and_the_best_of_all_is_known(tmp_path
         save(checkpoints, step, **({} if figure is None else {"bits_per_byte": figure}))
     checkpoints.close()
     assert finished_steps(str(tmp_path)) == [2, 3, 5]
-    assert checkpoints.best() == 2
+    assert best_step(str(tmp_path)) == 2
 
 
 def test_without_an_evaluated_checkpoint_there_is_no_best(tmp_path):
     written(tmp_path, 1)
     with pytest.raises(UsageError, match="was evaluated"):
-        Checkpoints(str(tmp_path)).best()
+        best_step(str(tmp_path))
 
 
 def test_keep_best_needs_checkpoints_that_are_evaluated():

@@ -1,6 +1,7 @@
 """Saves that fail while a run goes on: one line each, and the run loses nothing that it could keep."""
 
 import itertools
+import json
 
 import pytest
 
@@ -130,7 +131,7 @@ def test_a_signal_while_a_save_is_under_way_keeps_that_one_and_saves_the_step_it
     assert names(tmp_path / "run" / "checkpoints") == {"8", "9"}
 
 
-def test_the_best_checkpoint_by_its_validation_stays(train, tmp_path):
+def test_the_best_checkpoint_by_its_validation_stays_and_is_found(train, lm, tmp_path):
     every = ("--config.eval.every_steps=2", "--config.checkpoint.every_steps=2", "--config.optimizer.num_steps=10")
     rate = "--config.optimizer.learning_rate=3.0"  # so that the last step is not the best
     done = train(tmp_path / "run", *every, rate, "--config.checkpoint.keep=1", "--config.checkpoint.keep_best=1")
@@ -138,4 +139,5 @@ def test_the_best_checkpoint_by_its_validation_stays(train, tmp_path):
     evals = {r["step"]: r["bits_per_byte"] for r in records(tmp_path / "run", "eval")}
     best = min(evals, key=evals.get)
     assert finished_steps(str(tmp_path / "run" / "checkpoints")) == sorted({best, 10})
-    assert Checkpoints(str(tmp_path / "run" / "checkpoints")).best() == best
+    inspected = lm("inspect", tmp_path / "run", "--step", "best", "--json")
+    assert json.loads(inspected.out)["step"] == best

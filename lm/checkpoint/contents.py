@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lm.checkpoint import pieces
 from lm.checkpoint.layout import finished_steps, read_newest
+from lm.checkpoint.pieces import Index
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.errors import UsageError, did_you_mean
-from lm.storage import exists, is_remote, join
+from lm.storage import exists, join
 
 T = TypeVar("T")
 _BLOCK = 1 << 22  # elements converted to f64 at a time
@@ -54,7 +54,9 @@ class StoredArray:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read a part, `array[3, :, :10]`, or all of it, `array[...]`."""
+        """Read a part, `array[3, :, :10]` (places count from 0 upwards), or all of it, verified, `array[...]`."""
+        if index is ...:
+            return self._reader.read(self.item, self.leaf)
         return self._reader.finish(self.item, self.leaf, self._store[index].read())
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -63,18 +65,13 @@ class StoredArray:
     def __repr__(self) -> str:
         return f"StoredArray({self.path}: {self.dtype}{list(self.shape)})"
 
-    def pieces(self) -> Iterator[tuple[pieces.Index, np.ndarray]]:
-        """Yield (index, values) of the whole array in parts of a stored chunk each, a bounded number at a time."""
+    def pieces(self) -> Iterator[tuple[Index, np.ndarray]]:
+        """Yield (index, values) of the whole array in parts; see `CheckpointReader.pieces`."""
+        return self._reader.pieces(self.item, self.leaf)
 
-        def reads():
-            for nbytes, index in pieces.pieces(self._store):
-                yield nbytes, lambda index=index: start(index)
-
-        def start(index):
-            future = self._store[index].read()
-            return lambda: (index, self._reader.finish(self.item, self.leaf, future))
-
-        return pieces.read_ahead(reads(), pieces.IN_FLIGHT_REMOTE if is_remote(self._reader.path) else pieces.IN_FLIGHT)
+    def check(self, sums: np.ndarray) -> None:
+        """Raise a DamagedFileError if `array_sums` of all parts are not those that the array was saved with."""
+        self._reader.check(self.item, self.leaf, sums)
 
     def norm(self) -> float:
         """Return the Euclidean norm, summed in f64; the array need not fit into memory."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.checkpoint.checksum import array_sums
 from lm.checkpoint.contents import Checkpoint, StoredArray, blocks
 
 
@@ -54,11 +55,15 @@ def difference(
 def _compare(a: StoredArray, b: StoredArray) -> tuple[float, float, float]:
     """Return the squared norms of b - a and of a, and the largest |b - a|."""
     of_difference = of_a = largest = 0.0
+    sums_of_b = np.zeros(2, np.uint32)
     for index, values in a.pieces():
-        for mine, theirs in zip(blocks(values), blocks(b[index]), strict=True):
+        values_of_b = b[index]
+        sums_of_b += array_sums(values_of_b, tuple(part.start for part in index))
+        for mine, theirs in zip(blocks(values), blocks(values_of_b), strict=True):
             change = theirs - mine
             of_difference, of_a = of_difference + np.vdot(change, change), of_a + np.vdot(mine, mine)
             largest = _largest([largest, np.max(np.abs(change), initial=0)])
+    b.check(sums_of_b)
     return float(of_difference), float(of_a), largest
 
 

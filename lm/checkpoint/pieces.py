@@ -6,12 +6,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from lm.storage import is_remote
+
 Index = tuple[slice, ...]
 T = TypeVar("T")
 
 # Bytes of stored chunks being read. A chunk needs room twice: as it is stored, and decoded.
 IN_FLIGHT = 256 << 20
 IN_FLIGHT_REMOTE = 1 << 30  # an object store answers late: more must be under way
+
+
+def in_flight(path: str) -> int:
+    """Return how many bytes of a checkpoint may be under way at a time."""
+    return IN_FLIGHT_REMOTE if is_remote(path) else IN_FLIGHT
 
 
 def pieces(store, index: Index | None = None) -> Iterator[tuple[int, Index]]:

@@ -1,12 +1,13 @@
 """Reading an Orbax checkpoint with numpy and TensorStore alone: no JAX, no mesh, no model code."""
 
-import itertools
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from lm.checkpoint import pieces
 from lm.checkpoint.checksum import array_sums, digest, to_text
 from lm.checkpoint.kvstore import CONTEXT, got_no_answer, ocdbt
 from lm.checkpoint.layout import ARRAY_ITEMS
@@ -61,6 +62,10 @@ class CheckpointReader:
         Raises:
           DamagedFileError: `data` or `meta` is not what was saved.
         """
+        return self._checksums
+
+    @functools.cached_property
+    def _checksums(self) -> dict[str, str] | None:
         data, meta = self.json("data"), self.json("meta")
         expected = meta.pop("digest", None)
         if expected is None and "checksums" not in meta:
@@ -72,7 +77,7 @@ class CheckpointReader:
     def verify(self, item: str) -> list[str]:
         """Return the paths of an item's arrays that are not what was saved, by their checksums.
 
-        One stored chunk of an array is in memory at a time.
+        A bounded number of stored chunks is in memory at a time.
 
         Raises:
           UsageError: the checkpoint was written without checksums.
@@ -81,25 +86,39 @@ class CheckpointReader:
         checksums = self.checksums()
         if checksums is None:
             raise UsageError(f'checkpoint "{self.path}" has no checksums: it was written by an older version.')
-        saved = {path.removeprefix(f"{item}/"): text for path, text in checksums.items() if path.startswith(f"{item}/")}
+        saved = {path.removeprefix(f"{item}/") for path in checksums if path.startswith(f"{item}/")}
         there = set(self.leaves(item))
-        damaged = there ^ set(saved)
-        for path in there & set(saved):
+        damaged = there ^ saved
+        for path in there & saved:
             try:
-                if to_text(self._sums(item, path)) != saved[path]:
-                    damaged.add(path)
+                for _ in self.pieces(item, path):
+                    pass
             except DamagedFileError:
                 damaged.add(path)
         return sorted(damaged)
 
-    def _sums(self, item: str, path: str) -> np.ndarray:
+    def pieces(self, item: str, path: str) -> Iterator[tuple[pieces.Index, np.ndarray]]:
+        """Yield (index, values) of a whole array in parts of a stored chunk each, a bounded number under way at a time.
+
+        Raises:
+          DamagedFileError: also after the last part, if they are not what was saved.
+        """
         store, total = self.open(item, path), np.zeros(2, np.uint32)
-        chunk = store.chunk_layout.read_chunk.shape or ()  # None: no dimensions
-        for start in itertools.product(*(range(0, n, size) for n, size in zip(store.shape, chunk, strict=True))):
-            ends = (min(first + size, n) for first, size, n in zip(start, chunk, store.shape, strict=True))
-            index = tuple(map(slice, start, ends))
-            total += array_sums(self.finish(item, path, store[index].read()), start)
-        return total
+
+        def start(index: pieces.Index):
+            future = store[index].read()
+            return lambda: (index, self.finish(item, path, future))
+
+        reads = ((nbytes, functools.partial(start, index)) for nbytes, index in pieces.pieces(store))
+        for index, values in pieces.read_ahead(reads, pieces.in_flight(self.path)):
+            total += array_sums(values, tuple(part.start for part in index))
+            yield index, values
+        self.check(item, path, total)
+
+    def check(self, item: str, path: str, sums: np.ndarray) -> None:
+        """Raise a DamagedFileError if an array's sums (`array_sums`) are not those that it was saved with."""
+        if self._checksums is not None and self._checksums.get(f"{item}/{path}") != to_text(sums):
+            raise self._damaged(f"{item}/{path} is not what was saved (its checksum is another one)")
 
     def leaves(self, item: str) -> list[str]:
         """Return the paths of an item's arrays, e.g. `layers/mlp/up/kernel`, in the order written."""
@@ -146,8 +165,11 @@ class CheckpointReader:
             raise LmError(f'cannot read checkpoint "{self.path}": {_reason(error)}') from error
 
     def read(self, item: str, path: str, index: Any = ...) -> np.ndarray:
-        """Return one array, or a slice of it."""
-        return self.finish(item, path, self.open(item, path)[index].read())
+        """Return one array, verified by its checksum, or a part of it, which cannot be."""
+        array = self.finish(item, path, self.open(item, path)[index].read())
+        if index is ...:
+            self.check(item, path, array_sums(array))
+        return array
 
     def finish(self, item: str, path: str, future) -> np.ndarray:
         """Wait for a TensorStore read of an array that `open` gave."""

@@ -10,7 +10,6 @@ import numpy as np
 
 from lm.checkpoint import pieces
 from lm.checkpoint.reader import CheckpointReader
-from lm.storage import is_remote
 from lm.tree import map_with_path
 
 _ALIGNMENT = 64  # bytes: a numpy array that begins so becomes a CPU device's buffer without a copy
@@ -46,7 +45,7 @@ def restore_tree(reader: CheckpointReader, item: str, target: Any, *, in_flight:
             raise reader.misfit(
                 f"{item}/{path} is {store.dtype.name}{list(store.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
             )
-    limit = in_flight or (pieces.IN_FLIGHT_REMOTE if is_remote(reader.path) else pieces.IN_FLIGHT)
+    limit = in_flight or pieces.in_flight(reader.path)
     largest_first = sorted(wanted, key=lambda path: -math.prod(wanted[path].shape) * wanted[path].dtype.itemsize)
     reads = (read for path in largest_first for read in _reads(reader, item, path, stores.pop(path), wanted[path]))
     arrays = dict(done for done in pieces.read_ahead(reads, limit) if done)

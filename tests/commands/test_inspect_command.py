@@ -9,6 +9,7 @@ import pytest
 from lm import checkpoint as checkpoints
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
+from lm.errors import DamagedFileError
 from tests.commands.runs import XLA_FLAGS, finish, start
 
 PATH = "layers/mlp/up/kernel"
@@ -172,3 +173,28 @@ def test_an_environment_of_numpy_tensorstore_and_fsspec_is_enough(finished, tmp_
     code += f"sys.exit(main(['inspect', {str(finished)!r}, '--items', '--json']))"
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)["step"] == 20, done.stderr
+
+
+def test_flipped_bits_are_found_by_whatever_reads_a_whole_array(lm, finished, tmp_path):
+    """Orbax and TensorStore return them without a word; so listing, --array, --diff and export sum up what they read."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    step = max((run / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    largest = max((step / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    reader = CheckpointReader(str(step))
+    damaged = reader.verify("params")
+    assert len(damaged) == 1
+    array = damaged[0]
+    commands = [
+        ("inspect", step),
+        ("inspect", step, "--array", array, "--out", tmp_path / "x.npy"),
+        ("inspect", step, "--diff", finished),
+        ("inspect", finished, "--diff", step),
+    ]
+    for command in commands:
+        assert array in lm(*command).refusal(1)
+    with pytest.raises(DamagedFileError, match=array):
+        reader.read("params", array)

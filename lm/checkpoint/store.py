@@ -125,7 +125,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait for the background save, then remove checkpoints that need not stay.
+        """Wait for the background save, then remove checkpoints that need not stay; a warning if that fails.
 
         Raises:
           LmError: the save failed; the checkpoints before it are untouched.
@@ -141,8 +141,7 @@ class Checkpoints:
         if self._writing is not None:
             self._good, self._writing = self._writing, None
             if hosts.is_first():
-                for step in self._superfluous(self.steps()):
-                    self._remove(self._path(step))
+                self._remove_superfluous()
 
     def finish(self) -> None:
         """`wait`, on all hosts: if the save failed on one, all raise."""
@@ -188,13 +187,13 @@ class Checkpoints:
           DamagedFileError: the step asked for, or every one there is, cannot be read.
           ConfigError: the arrays are not the targets': one too many or too few, or of another shape or type.
         """
-        damaged: dict[int, DamagedFileError] = {}
+        damaged: dict[int, str] = {}
 
         def read(number: int) -> Restored:
             try:
                 return self._restore(targets, number)
             except DamagedFileError as error:
-                damaged[number] = error
+                damaged[number] = str(error)  # the error itself would keep the arrays that were read
                 raise
 
         lines: list[str] = []
@@ -208,9 +207,9 @@ class Checkpoints:
         self._good = restored.step
 
         def rename() -> None:
-            for number, error in damaged.items():
+            for number, problem in damaged.items():
                 name = self._set_aside(number, "damaged")
-                self._warn(f'passing over a damaged checkpoint, set aside as "{name}": {error}')
+                self._warn(f'passing over a damaged checkpoint, set aside as "{name}": {problem}')
 
         if set_aside:
             self._together(lambda: rename() if hosts.is_first() else None)
@@ -309,13 +308,30 @@ class Checkpoints:
         """Remove what the other writes of a save that failed have left meanwhile."""
         if self._has_failed:
             time.sleep(SETTLE_SECONDS)
-            self._clear()
             self._has_failed = False
+            self._clear()
 
     def _clear(self) -> None:
-        if hosts.is_first():
+        """Remove what is half-written; if the disk or the store refuses, the next save does it."""
+        if not hosts.is_first():
+            return
+        try:
             for path in unfinished(self.folder):
                 self._remove(path)
+        except Preempted:
+            raise
+        except (LmError, OSError):
+            self._has_failed = True
+
+    def _remove_superfluous(self) -> None:
+        """Remove checkpoints that need not stay; if that fails the new one is no less whole, and the next save does it."""
+        try:
+            for step in self._superfluous(self.steps()):
+                self._remove(self._path(step))
+        except Preempted:
+            raise
+        except (LmError, OSError) as error:
+            self._warn(f"checkpoints that need not stay are still there: {error}")
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that nothing takes it for one; return its new name."""

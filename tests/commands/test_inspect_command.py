@@ -116,6 +116,21 @@ def test_verify_names_the_arrays_that_are_not_what_was_saved(lm, run):
     assert lm("inspect", run, "--verify", "--step=16").code == 0
 
 
+def test_verify_misses_a_whole_item_that_is_gone(lm, run):
+    shutil.rmtree(run / "checkpoints" / "20" / "opt_state")
+    assert "opt_state" in lm("inspect", run, "--verify").refusal(1)
+
+
+def test_an_array_that_cannot_be_read_leaves_the_file_as_it_was(lm, run, tmp_path):
+    for path in (run / "checkpoints" / "20" / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.npy").write_text("before")
+    out = tmp_path / "out" / "a.npy"
+    assert "damaged" in lm("inspect", run, "--step=20", f"--array={PATH}", f"--out={out}").refusal(1)
+    assert [path.name for path in out.parent.iterdir()] == ["a.npy"] and out.read_text() == "before"
+
+
 def test_eval_and_generate_take_a_steps_folder(lm, finished):
     step = finished / "checkpoints" / "16"
     by_folder, by_step = (

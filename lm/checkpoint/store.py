@@ -30,7 +30,7 @@ from lm.checkpoint.layout import (
 from lm.checkpoint.ranking import ranked
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.restore import restore_tree
-from lm.checkpoint.writer import Writer
+from lm.checkpoint.writer import Writer, check_room_for_copy, uploads
 from lm.errors import ConfigError, DamagedFileError, LmError, Preempted, UsageError
 from lm.storage import exists, filesystem, is_remote, join, make_folder, of_store
 
@@ -160,7 +160,12 @@ class Checkpoints:
 
         Raises:
           LmError: there is a folder, and it cannot be written.
+          UsageError: several hosts would write to an object store that Orbax does not know: each has its own disk.
         """
+        if uploads(self.folder) and jax.process_count() > 1:
+            raise UsageError(
+                f'several hosts cannot save in "{self.folder}" together: use gs:// or a disk that all see.'
+            )
 
         def start() -> None:
             if exists(self.folder):
@@ -275,7 +280,9 @@ class Checkpoints:
         for later in [number for number in self.steps() if number >= step]:
             name = self._set_aside(later, "rolled-back")
             self._warn(f'set aside "{self._path(later)}" as "{name}": the run went back to before it')
-        if not is_remote(self.folder):
+        if uploads(self.folder):
+            check_room_for_copy(num_bytes)
+        elif not is_remote(self.folder):
             self._make_room(step, num_bytes)
 
     def _make_room(self, step: int, num_bytes: int) -> None:

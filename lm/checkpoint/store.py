@@ -57,6 +57,7 @@ class Checkpoints:
       keep_every: checkpoints of multiples of this step stay too; None: there are none.
       keep_best: so many with the fewest validation bits per byte stay too, of those that were evaluated.
       verify: check arrays against their checksums when they are restored.
+      fingerprint: of the run; what another one saved is not restored. None: anything is.
       warn: gets one line about each checkpoint that is passed over, set aside or removed before its time.
     """
 
@@ -68,11 +69,12 @@ class Checkpoints:
         keep_every: int | None = None,
         keep_best: int = 0,
         verify: bool = True,
+        fingerprint: str | None = None,
         warn: Callable[[str], None] = lambda line: None,
     ):
         self.folder = folder
         self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
-        self._verify, self._warn = verify, warn
+        self._verify, self._fingerprint, self._warn = verify, fingerprint, warn
         self._writer = None
         self._writing: int | None = None  # the step whose files are being written
         self._has_failed = False  # a save of this process
@@ -237,6 +239,12 @@ class Checkpoints:
         """Return one step's content as it is stored, and the checksums to verify it by: None if it is not to be."""
         reader = CheckpointReader(self._path(step))
         data, meta = reader.json("data"), reader.json("meta")
+        other = meta.get("fingerprint", self._fingerprint)
+        if self._fingerprint is not None and other != self._fingerprint:
+            raise DamagedFileError(
+                f'checkpoint "{self._path(step)}" is of another run (fingerprint {str(other)[:12]}, here '
+                f"{self._fingerprint[:12]})"
+            )
         checksums = reader.checksums() if self._verify else None
         if checksums is None and self._verify:
             self._warn(f'checkpoint "{self._path(step)}" has no checksums: what it holds cannot be verified')

@@ -41,6 +41,7 @@ def restore_average(
             warn(f"passing over a damaged checkpoint: {error}")
             continue
         total = _f32(restored) if total is None else add(total, restored)
+        del restored
         used.append(candidate)
     if len(used) < count:
         upto = "" if step is None else f" up to step {step}"

@@ -85,7 +85,7 @@ def digest(data: Mapping, meta: Mapping) -> str:
 def _block_sums(array: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
     words = np.ascontiguousarray(array).reshape(array.shape)  # the first makes one dimension of none
     if array.dtype.itemsize == 8:
-        words, start = words.view("<u4").reshape(*array.shape, 2), (*start, 0)
+        words, start = words[..., None].view("<u4"), (*start, 0)
     else:
         words = words.view(f"<u{array.dtype.itemsize}").astype(np.uint32)
     a = _mix(np.atleast_1d(words ^ _index_key(words.shape, start, _KEYS[0])))  # numpy warns where scalars overflow

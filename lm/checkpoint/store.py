@@ -30,7 +30,7 @@ from lm.checkpoint.layout import (
 from lm.checkpoint.ranking import ranked
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.restore import restore_tree
-from lm.checkpoint.writer import Writer
+from lm.checkpoint.writer import Writer, check_room_for_copy, uploads
 from lm.errors import ConfigError, DamagedFileError, LmError, Preempted, UsageError
 from lm.storage import exists, filesystem, is_remote, join, make_folder, of_store
 
@@ -57,6 +57,7 @@ class Checkpoints:
       keep_every: checkpoints of multiples of this step stay too; None: there are none.
       keep_best: so many with the fewest validation bits per byte stay too, of those that were evaluated.
       verify: check arrays against their checksums when they are restored.
+      fingerprint: of the run; what another one saved is not restored. None: anything is.
       warn: gets one line about each checkpoint that is passed over, set aside or removed before its time.
     """
 
@@ -68,11 +69,12 @@ class Checkpoints:
         keep_every: int | None = None,
         keep_best: int = 0,
         verify: bool = True,
+        fingerprint: str | None = None,
         warn: Callable[[str], None] = lambda line: None,
     ):
         self.folder = folder
         self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
-        self._verify, self._warn = verify, warn
+        self._verify, self._fingerprint, self._warn = verify, fingerprint, warn
         self._writer = None
         self._writing: int | None = None  # the step whose files are being written
         self._has_failed = False  # a save of this process
@@ -125,7 +127,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait for the background save, then remove checkpoints that need not stay.
+        """Wait for the background save, then remove checkpoints that need not stay; a warning if that fails.
 
         Raises:
           LmError: the save failed; the checkpoints before it are untouched.
@@ -141,8 +143,7 @@ class Checkpoints:
         if self._writing is not None:
             self._good, self._writing = self._writing, None
             if hosts.is_first():
-                for step in self._superfluous(self.steps()):
-                    self._remove(self._path(step))
+                self._remove_superfluous()
 
     def finish(self) -> None:
         """`wait`, on all hosts: if the save failed on one, all raise."""
@@ -161,7 +162,12 @@ class Checkpoints:
 
         Raises:
           LmError: there is a folder, and it cannot be written.
+          UsageError: several hosts would write to an object store that Orbax does not know: each has its own disk.
         """
+        if uploads(self.folder) and jax.process_count() > 1:
+            raise UsageError(
+                f'several hosts cannot save in "{self.folder}" together: use gs:// or a disk that all see.'
+            )
 
         def start() -> None:
             if exists(self.folder):
@@ -188,13 +194,13 @@ class Checkpoints:
           DamagedFileError: the step asked for, or every one there is, cannot be read.
           ConfigError: the arrays are not the targets': one too many or too few, or of another shape or type.
         """
-        damaged: dict[int, DamagedFileError] = {}
+        damaged: dict[int, str] = {}
 
         def read(number: int) -> Restored:
             try:
                 return self._restore(targets, number)
             except DamagedFileError as error:
-                damaged[number] = error
+                damaged[number] = str(error)  # the error itself would keep the arrays that were read
                 raise
 
         lines: list[str] = []
@@ -208,9 +214,9 @@ class Checkpoints:
         self._good = restored.step
 
         def rename() -> None:
-            for number, error in damaged.items():
+            for number, problem in damaged.items():
                 name = self._set_aside(number, "damaged")
-                self._warn(f'passing over a damaged checkpoint, set aside as "{name}": {error}')
+                self._warn(f'passing over a damaged checkpoint, set aside as "{name}": {problem}')
 
         if set_aside:
             self._together(lambda: rename() if hosts.is_first() else None)
@@ -233,6 +239,12 @@ class Checkpoints:
         """Return one step's content as it is stored, and the checksums to verify it by: None if it is not to be."""
         reader = CheckpointReader(self._path(step))
         data, meta = reader.json("data"), reader.json("meta")
+        other = meta.get("fingerprint", self._fingerprint)
+        if self._fingerprint is not None and other != self._fingerprint:
+            raise DamagedFileError(
+                f'checkpoint "{self._path(step)}" is of another run (fingerprint {str(other)[:12]}, here '
+                f"{self._fingerprint[:12]})"
+            )
         checksums = reader.checksums() if self._verify else None
         if checksums is None and self._verify:
             self._warn(f'checkpoint "{self._path(step)}" has no checksums: what it holds cannot be verified')
@@ -276,7 +288,9 @@ class Checkpoints:
         for later in [number for number in self.steps() if number >= step]:
             name = self._set_aside(later, "rolled-back")
             self._warn(f'set aside "{self._path(later)}" as "{name}": the run went back to before it')
-        if not is_remote(self.folder):
+        if uploads(self.folder):
+            check_room_for_copy(num_bytes)
+        elif not is_remote(self.folder):
             self._make_room(step, num_bytes)
 
     def _make_room(self, step: int, num_bytes: int) -> None:
@@ -309,13 +323,30 @@ class Checkpoints:
         """Remove what the other writes of a save that failed have left meanwhile."""
         if self._has_failed:
             time.sleep(SETTLE_SECONDS)
-            self._clear()
             self._has_failed = False
+            self._clear()
 
     def _clear(self) -> None:
-        if hosts.is_first():
+        """Remove what is half-written; if the disk or the store refuses, the next save does it."""
+        if not hosts.is_first():
+            return
+        try:
             for path in unfinished(self.folder):
                 self._remove(path)
+        except Preempted:
+            raise
+        except (LmError, OSError):
+            self._has_failed = True
+
+    def _remove_superfluous(self) -> None:
+        """Remove checkpoints that need not stay; if that fails the new one is no less whole, and the next save does it."""
+        try:
+            for step in self._superfluous(self.steps()):
+                self._remove(self._path(step))
+        except Preempted:
+            raise
+        except (LmError, OSError) as error:
+            self._warn(f"checkpoints that need not stay are still there: {error}")
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that nothing takes it for one; return its new name."""

@@ -24,15 +24,32 @@ CHUNK = 64 << 20
 PUBLISHED = "commit_success.txt"  # written last on an object store, which has no rename
 
 
+def uploads(folder: str) -> bool:
+    """Return whether checkpoints in a folder are written onto this machine's disk first and then uploaded."""
+    return is_remote(folder) and not folder.startswith("gs://")
+
+
+def check_room_for_copy(num_bytes: int) -> None:
+    """Refuse an upload whose copy has no room on this machine's disk.
+
+    Raises:
+      LmError: there are fewer bytes free.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise LmError(
+            f'cannot upload a checkpoint: its copy in "{folder}" needs {num_bytes / 1e9:.3g} GB, and there are '
+            f"{free / 1e9:.3g} GB free. Make room there, or name another folder in $TMPDIR."
+        )
+
+
 class Writer:
     """Writes checkpoints in the background, one at a time.
 
     Args:
       folder: that they will lie in.
       items: the names of all items that there may be.
-
-    Raises:
-      LmError: several hosts write to an object store that Orbax does not know: each has its own disk.
     """
 
     def __init__(self, folder: str, items: Sequence[str]):
@@ -40,11 +57,9 @@ class Writer:
 
         _silence_orbax()
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(*items))
-        self._uploads = is_remote(folder) and not folder.startswith("gs://")
+        self._uploads = uploads(folder)
         self._upload: threading.Thread | None = None
         self._problem: Exception | None = None
-        if self._uploads and jax.process_count() > 1:
-            raise LmError(f'several hosts cannot save in "{folder}" together: use gs:// or a disk that all see.')
 
     def save(self, path: str, arrays: Mapping[str, Any], jsons: Mapping[str, Mapping]) -> None:
         """Start writing a checkpoint; arrays are copied before this returns.

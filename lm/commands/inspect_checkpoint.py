@@ -1,7 +1,9 @@
 """`lm inspect CHECKPOINT`: what is in it, whether it is intact, how it differs from another; no JAX."""
 
 import argparse
+import contextlib
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -106,7 +108,9 @@ def _describe(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any
 
 
 def _verify(checkpoint: Checkpoint, as_json: bool) -> None:
-    damaged = {item: checkpoint.reader.verify(item) for item in checkpoint.items()}
+    saved = {path.partition("/")[0] for path in checkpoint.reader.checksums() or ()}  # a whole item may be gone
+    items = [*checkpoint.items(), *sorted(saved - set(checkpoint.items()))]
+    damaged = {item: checkpoint.reader.verify(item) for item in items}
     paths = [f"{item}/{path}" for item, paths in damaged.items() for path in paths]
     if as_json:
         print(json.dumps({"checkpoint": checkpoint.path, "step": checkpoint.step, "damaged": paths}))
@@ -125,13 +129,18 @@ def _export(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     array = checkpoint.arrays[args.array]
     # .npy has no name for the types of `ml_dtypes`; f32 holds each of their values.
     dtype = array.dtype if array.dtype.isbuiltin == 1 else np.dtype(np.float32)
+    temporary = f"{args.out}.tmp"
     try:
-        out = np.lib.format.open_memmap(args.out, mode="w+", dtype=dtype, shape=array.shape)
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=array.shape)
         for index, values in array.pieces():
             out[index] = values
         out.flush()
+        os.replace(temporary, args.out)
     except OSError as error:
         raise LmError(f'cannot write "{args.out}": {error.strerror or error}.') from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
     result = {"array": array.path, "step": checkpoint.step, "shape": list(array.shape), "dtype": str(array.dtype)}
     result |= {"out": args.out, "written_as": str(dtype)}
     if args.json:

@@ -1,6 +1,7 @@
 """A run's checkpoint, opened on the devices of this machine: for `lm eval`, `lm generate` and notebooks."""
 
 import argparse
+import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -218,7 +219,7 @@ def open_run(
 
     Raises:
       UsageError: no run, no checkpoint, not that step, no moving average, or too few checkpoints.
-      DamagedFileError: the checkpoint cannot be read.
+      DamagedFileError: the checkpoint cannot be read, or another run saved it.
     """
     workdir, folder, step = locate(path, step)
     info = read_run_info(workdir)
@@ -231,7 +232,7 @@ def open_run(
     from lm.tokenizer import load_tokenizer
     from lm.train.step import build_model
 
-    plain = info["config"]
+    plain = copy.deepcopy(info["config"])
     plain["parallel"] = {"data": -1}
     plain["model"] |= {"attention": "auto", "experts": "auto", "remat": "none"}  # there is no backward pass here
     plain["precision"]["matmul"] = "default"
@@ -256,7 +257,7 @@ def open_run(
     def targets(dtype=None):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s), shapes, shardings)
 
-    checkpoints = Checkpoints(folder, verify=config.checkpoint.verify, warn=note)
+    checkpoints = Checkpoints(folder, verify=config.checkpoint.verify, fingerprint=info["fingerprint"], warn=note)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     if average:
         params, steps = restore_average(checkpoints, targets(), average, step=step, warn=note)

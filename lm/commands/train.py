@@ -297,7 +297,7 @@ def _check_folder_is_shared(workdir: str) -> None:
         if time.monotonic() > deadline:
             raise UsageError(
                 f"--workdir {workdir}: process {jax.process_index()} does not see what process 0 writes there; "
-                "choose a folder on a disk that all hosts share, gs:// or s3://."
+                "choose a folder on a disk that all hosts share, or gs://."
             )
         time.sleep(1)
     hosts.gather()

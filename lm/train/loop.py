@@ -245,9 +245,9 @@ def train(
                             try:
                                 for record in hook.run(done, built.evaluation_params(state)):
                                     write(record)
-                                    if record.get("split") == "validation" and math.isfinite(
-                                        record.get(METRIC) or math.nan
-                                    ):
+                                    # A task may have the split's name.
+                                    is_validation = (record.get("kind"), record.get("split")) == ("eval", "validation")
+                                    if is_validation and math.isfinite(record.get(METRIC) or math.nan):
                                         validated = {done: record[METRIC]}
                             except Preempted:  # a second Ctrl-C
                                 raise

@@ -53,6 +53,7 @@ def test_64_bit_types_and_numbers_without_dimensions_have_checksums():
     wide = np.random.default_rng(0).normal(size=(5, 3))
     with jax.enable_x64(True):
         assert tree_checksums({"x": {"y": jax.numpy.asarray(wide)}}) == {"x/y": text(wide)}
+        assert tree_checksums({"x": {"y": jax.numpy.asarray(wide[0, 0])}}) == {"x/y": text(np.asarray(wide[0, 0]))}
     number = np.array(2.5, np.float32)
     assert tree_checksums({"x": {"y": jax.numpy.asarray(number)}}) == {"x/y": text(number)}
     assert tree_checksums({"x": {}}) == {}

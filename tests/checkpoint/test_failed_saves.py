@@ -54,6 +54,32 @@ def test_a_failure_that_nobody_asked_about_is_raised_by_what_waits(checkpoints, 
     assert names(tmp_path) == {"20"}
 
 
+def no_answer(*_):
+    raise LmError("cannot remove: no answer.")
+
+
+def test_what_failed_is_told_of_though_the_store_does_not_let_it_be_removed(checkpoints, tmp_path, monkeypatch):
+    with monkeypatch.context() as outage, FullDisk():
+        outage.setattr("lm.checkpoint.store.unfinished", no_answer)
+        save(checkpoints, 20)
+        assert "File too large" in failure(checkpoints)
+    save(checkpoints, 21)
+    checkpoints.close()
+    assert names(tmp_path) == {"21"}
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_spoil_the_new_one(checkpoints, tmp_path, lines, monkeypatch):
+    with monkeypatch.context() as outage:
+        outage.setattr(Checkpoints, "_remove", no_answer)
+        save(checkpoints, 20)
+        checkpoints.finish()
+    assert checkpoints.steps() == [10, 20]
+    assert len(lines) == 1 and "no answer" in lines[0]
+    save(checkpoints, 30)
+    checkpoints.close()
+    assert names(tmp_path) == {"30"}
+
+
 def disk(monkeypatch, free, per_checkpoint=0):
     """Let the disk have so many free bytes, and as many more as were removed."""
     removed = []

@@ -1,5 +1,6 @@
 """What is read is what was saved, or it is refused by name."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm.checkpoint.average import restore_average
 from lm.checkpoint.layout import finished_steps
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
@@ -161,3 +163,37 @@ def test_thirty_random_flips_are_detected_or_harmless(tmp_path):
     totals = {outcome: sum(row[outcome] for row in table.values()) for outcome in next(iter(table.values()))}
     assert totals["SILENT"] == totals["crashed"] == 0
     assert totals["detected"] >= 10 and sum(totals.values()) == 30
+
+
+def test_a_damaged_checkpoints_arrays_are_gone_when_the_one_before_it_is_read(folder, monkeypatch):
+    change_number(folder / "20", "params", "scale")
+    live, read = [], Checkpoints._read
+
+    def count(self, *args):
+        live.append(sum(array.nbytes for array in jax.live_arrays()))
+        return read(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "_read", count)
+    wanted = targets(state())
+    gc.collect()
+    gc.disable()
+    try:
+        assert Checkpoints(str(folder)).restore(wanted, set_aside=True).step == 10
+    finally:
+        gc.enable()
+    assert len(live) == 2 and live[1] == live[0]
+
+
+def test_beside_the_sum_an_average_has_one_checkpoint_in_memory(tmp_path, monkeypatch):
+    written(tmp_path, 1, 2, 3, keep=3)
+    checkpoints, params = Checkpoints(str(tmp_path)), targets(state()["params"])
+    live, restore = [], checkpoints.restore
+
+    def count(*args, **kwargs):
+        live.append(sum(array.nbytes for array in jax.live_arrays()))
+        return restore(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "restore", count)
+    gc.collect()
+    restore_average(checkpoints, params, 3, warn=pytest.fail)
+    assert live[2] - live[0] == sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(params))

@@ -1,5 +1,9 @@
 """Checkpoints on object stores: uploaded whole, published last, and what TensorStore says when nothing answers."""
 
+import shutil
+import types
+
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -8,7 +12,7 @@ from lm.checkpoint import kvstore, writer
 from lm.checkpoint.layout import finished_steps, unfinished
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
-from lm.errors import DamagedFileError, LmError
+from lm.errors import DamagedFileError, LmError, UsageError
 
 PARAMS = {"a": jnp.arange(6.0).reshape(2, 3)}
 
@@ -65,6 +69,24 @@ def test_what_was_uploaded_before_an_upload_broke_off_is_unfinished(folder):
     save(folder, 8)
     storage.filesystem(folder).rm_file(f"{folder}/8/{writer.PUBLISHED}")
     assert finished_steps(folder) == [] and unfinished(folder) == [f"{folder}/8"]
+
+
+def test_an_upload_whose_copy_has_no_room_here_is_refused_before_it_is_written(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=8))
+        with pytest.raises(LmError, match=f'copy in "{tmp_path}" needs .* GB, .*TMPDIR'):
+            save(folder, 8)
+    assert list(tmp_path.iterdir()) == []
+    save(folder, 8)
+    assert finished_steps(folder) == [8]
+
+
+def test_several_hosts_are_refused_an_upload_before_the_first_step(monkeypatch):
+    """Each writes its parts of the arrays onto its own disk."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="several hosts cannot save"):
+        Checkpoints("memory://several/run").start_writing()
 
 
 class Failing:

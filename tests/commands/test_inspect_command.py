@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint as checkpoints
+from lm.checkpoint.contents import StoredArray
 from lm.checkpoint.reader import CheckpointReader
 from lm.checkpoint.store import Checkpoints
 from lm.errors import DamagedFileError
@@ -115,6 +116,23 @@ def test_verify_names_the_arrays_that_are_not_what_was_saved(lm, run):
     data.write_bytes(content)
     assert "params/" in lm("inspect", run, "--verify").refusal(1)
     assert lm("inspect", run, "--verify", "--step=16").code == 0
+
+
+def test_verify_misses_a_whole_item_that_is_gone(lm, run):
+    shutil.rmtree(run / "checkpoints" / "20" / "opt_state")
+    assert "opt_state" in lm("inspect", run, "--verify").refusal(1)
+
+
+def test_an_array_that_cannot_be_read_to_its_end_leaves_the_file_as_it_was(lm, finished, tmp_path, monkeypatch):
+    def first_piece(array):
+        yield 0, array[0]
+        raise DamagedFileError("the second piece cannot be read")
+
+    monkeypatch.setattr(StoredArray, "pieces", first_piece)
+    out = tmp_path / "a.npy"
+    out.write_text("before")
+    assert "second piece" in lm("inspect", finished, f"--array={PATH}", f"--out={out}").refusal(1)
+    assert list(tmp_path.iterdir()) == [out] and out.read_text() == "before"
 
 
 def test_eval_and_generate_take_a_steps_folder(lm, finished):

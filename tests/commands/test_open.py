@@ -1,13 +1,14 @@
 """`lm.open`: a trained model in a notebook."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import lm as package
-from lm.commands.opened import OpenedRun
-from lm.errors import UsageError
+from lm.commands.opened import OpenedRun, open_run
+from lm.errors import DamagedFileError, UsageError
 from tests.commands.runs import finish, start
 
 TEXT = "abc dab fgh " * 30
@@ -36,6 +37,22 @@ def test_a_run_or_one_step_of_it_is_opened(finished, model):
     assert package.open(str(finished / "checkpoints" / "16")).step == package.open(str(finished), 16).step == 16
     with pytest.raises(UsageError, match="keeps no moving average"):
         package.open(str(finished), weights="ema")
+
+
+def test_info_is_config_json(finished, model):
+    assert model.info == json.loads((finished / "config.json").read_text())
+
+
+def test_a_checkpoint_of_another_run_is_not_opened(run, train, tmp_path):
+    other = tmp_path / "other"
+    few = "--config.optimizer.num_steps=3", "--config.checkpoint.every_steps=3"
+    assert train(other, "--config.seed=5", *few).code == 0
+    shutil.copytree(other / "checkpoints" / "3", run / "checkpoints" / "30")
+    with pytest.raises(DamagedFileError, match=r'30" is of another run'):
+        package.open(str(run), 30)
+    assert package.open(str(run)).step == 20
+    assert open_run(str(run), average=2).averaged == (16, 20)
+    assert package.open(str(other)).step == 3
 
 
 def test_logits_are_those_of_the_loss(model):

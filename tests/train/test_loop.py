@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from lm.checkpoint.reader import CheckpointReader
 from lm.data.build import build
 from lm.data.loader import Loader
 from lm.errors import ConfigError, Preempted
@@ -167,3 +168,15 @@ def test_a_run_whose_schedule_changed_is_refused(setting, tmp_path):
     other = Loader(loader.dataset, sequence_length=16, stages=((0, 8, 16),))
     with pytest.raises(ConfigError, match="batch schedule changed"):
         run((config, built, other), tmp_path)
+
+
+def test_a_task_with_the_validation_splits_name_is_not_taken_for_it(setting, tmp_path):
+    config, built, loader = setting
+    figures = {"eval": 2.0, "task": 1.0}
+
+    def evaluate(step, params):
+        return [{"kind": k, "step": step, "split": "validation", "bits_per_byte": v} for k, v in figures.items()]
+
+    train(config, built, loader, str(tmp_path), console=Notes(), hooks=[Hook(STEPS, evaluate)])
+    meta = CheckpointReader(str(tmp_path / "checkpoints" / str(STEPS))).json("meta")
+    assert meta["bits_per_byte"] == figures["eval"]

@@ -114,7 +114,6 @@ REFUSED = {
     "windows": (["--tasks", "piqa", "--tasks-data", "DATA", "--stride", "3"], "belong to --data"),
     "breakdown": (["--tasks", "piqa", "--tasks-data", "DATA", "--by", "domain"], "takes no --data or --by"),
     "text": (["--tasks", "piqa", "--tasks-data", "DATA", "--data", "test"], "takes no --data or --by"),
-    "number": (["--tasks", "piqa", "--tasks-data", "DATA", "--num-fewshot", "few"], "expected a number, or core"),
     "twice": (["--tasks", "piqa,piqa", "--tasks-data", "DATA"], "two tasks have the same name"),
     "shots": (["--tasks", "piqa", "--tasks-data", "DATA", "--num-fewshot", "40"], "has 40 items"),
     "harness": (["--tasks", "piqa", "--include-path", "nowhere"], "is not a folder"),

@@ -1,6 +1,7 @@
 """`lm eval`: loss, perplexity and bits per byte of a checkpoint."""
 
 import argparse
+import json
 
 from lm.commands import common, eval_compare, eval_loss, eval_steps, eval_tasks
 from lm.commands.opened import add_checkpoint_arguments, open_checkpoint
@@ -19,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
-        default=["validation"],
         metavar="WHAT",
         help="train, validation or test of the run's own data, or text files, folders or globs (default: validation; ./test is a file)",
     )
@@ -50,10 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     common.require_positive(args, "stride", "sequence_length", "batch_size", "max_tokens", "limit")
     by = eval_loss.asked_for(args.by)
+    if args.compare and (args.all_steps or args.out):
+        raise UsageError("--compare takes no --all-steps and no --out: it says which of two is better.")
     if args.out and not (args.all_steps and args.out.endswith(".svg")):
         raise UsageError(f"--out {args.out}: the curve of --all-steps, a file that ends in .svg.")
     if not args.tasks:
         eval_tasks.refuse_without_tasks(args)
+    elif args.data or args.by:
+        raise UsageError("--tasks takes no --data or --by: they are of text, and tasks are questions.")
     elif args.compare or args.all_steps:
         raise UsageError("--tasks goes with one checkpoint; --compare takes two files of items that it has kept.")
     if args.compare:
@@ -70,13 +74,11 @@ def run(args: argparse.Namespace) -> None:
     opened = open_checkpoint(args)
     text = eval_loss.text_of(args, opened)
     figures = eval_loss.score(opened, text, by)
-    eval_loss.check(figures, args.data)
-
-    from lm.train.metrics import to_json
+    eval_loss.check(figures, eval_loss.data_of(args))
 
     result = {
         **figures,
-        "data": eval_loss.named(args.data),
+        "data": eval_loss.named(eval_loss.data_of(args)),
         "stride": text.stride,
         "sequence_length": text.sequence_length,
         "step": opened.step,
@@ -85,11 +87,11 @@ def run(args: argparse.Namespace) -> None:
         "checkpoint": args.checkpoint,
     }
     if args.json:
-        print(to_json(result))
+        print(json.dumps(eval_loss.plain(result)))
         return
     print(f"bits per byte: {result['bits_per_byte']:.4f}")
     print(f"loss:          {result['loss']:.4f} nats per token")
     print(f"perplexity:    {result['perplexity']:.3f}")
-    print(f"scored:        {result['tokens']} tokens, {result['bytes']} bytes of {' '.join(args.data)}")
+    print(f"scored:        {result['tokens']} tokens, {result['bytes']} bytes of {' '.join(eval_loss.data_of(args))}")
     print(f"windows:       {text.sequence_length} tokens, stride {text.stride}; {opened.describe_weights()}")
     eval_loss.show(figures)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy as np
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands import common, eval_loss
 from lm.commands.opened import open_run
-from lm.errors import DamagedFileError, UsageError
-from lm.storage import LineLog, exists, join, list_names
+from lm.errors import LmError, UsageError
+from lm.storage import exists, is_remote, join, list_names
 
 _FEWEST_DOCUMENTS = 30  # below, windows are compared
 _MOST_BLOCKS = 100
 _METRICS = ("correct", "correct_norm")
+_OF_LOSSES = ("data", "stride", "sequence_length", "batch_size", "max_tokens", "weights")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,9 +26,11 @@ def run(args: argparse.Namespace) -> None:
     tasks = [_items(path) for path in args.compare]
     if any(tasks) and not all(tasks):
         raise UsageError("--compare: both must be runs (or steps of runs), or both files of items.")
+    if all(tasks) and (given := [name for name in _OF_LOSSES if getattr(args, name)]):
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to runs; files of items are compared as they are.")
     rows = _compare_tasks(*tasks) if all(tasks) else [_compare_losses(args)]
     if args.json:
-        print(json.dumps({"compared": rows, "a": args.compare[0], "b": args.compare[1]}))
+        print(json.dumps(eval_loss.plain({"compared": rows, "a": args.compare[0], "b": args.compare[1]})))
         return
     for row in rows:
         print(f"{row['of']}: A {row['a']:.4f}, B {row['b']:.4f} {row['unit']}")
@@ -62,20 +66,29 @@ def _compare_losses(args: argparse.Namespace) -> dict[str, Any]:
         show = common.progress_line(f"{path}, batches")
         progress = lambda done, show=show, text=text: show(done, len(text.batches))  # noqa: E731
         parts.append(break_down(opened.evaluator, opened.params, text.batches, progress))
-        eval_loss.check(parts[-1].total(), args.data)
+        eval_loss.check(parts[-1].total(), eval_loss.data_of(args))
         tokenizers.append(opened.tokenizer.sha256)
         del opened  # one model at a time
-    (a, b), data = parts, " ".join(args.data)
+    for path, part in zip(args.compare, parts, strict=True):
+        if not np.isfinite(part.documents[:, 0]).all():
+            raise LmError(f'"{path}" cannot be compared: its loss is not finite.')
+    (a, b), data = parts, " ".join(eval_loss.data_of(args))
+    if len(a.documents) != len(b.documents):
+        raise UsageError(
+            f"A and B did not score the same documents of {data} ({len(a.documents)} and {len(b.documents)}); "
+            "give a text file with --data."
+        )
     scored = a.documents[:, 2] > 0
     same_windows = tokenizers[0] == tokenizers[1] and np.array_equal(a.windows[:, 1:], b.windows[:, 1:])
     if scored.sum() >= _FEWEST_DOCUMENTS or not same_windows:
         item, sums = "documents", [part.documents[scored] for part in parts]
-        if not np.array_equal(sums[0][:, 2], sums[1][:, 2]):
+        if not np.array_equal(a.documents[:, 2], b.documents[:, 2]):
             raise UsageError(f"A and B did not score the same bytes of {data}; give a text file with --data.")
     else:
         item, sums = _blocks(a.windows, b.windows)
     if len(sums[0]) < 2:
-        raise UsageError(f"{data} is one document, cut otherwise by each tokenizer; give several with --data.")
+        why = "one window" if same_windows else "one document, cut otherwise by A and B"
+        raise UsageError(f"{data} is {why}: there is nothing to compare chance by; give more text with --data.")
     nats_to_bits = 1 / np.log(2)
     result = compare(sums[0][:, 0] * nats_to_bits, sums[1][:, 0] * nats_to_bits, sums[0][:, 2])
     return _row(result, data, "bits per byte", item, higher_is_better=False)
@@ -90,13 +103,19 @@ def _blocks(*windows: np.ndarray) -> tuple[str, list[np.ndarray]]:
     return name, [np.add.reduceat(part, starts, axis=0) for part in windows]
 
 
-def _items(path: str) -> dict[str, str]:
-    """Return name -> items file: of a file `x.jsonl`, or of a folder that holds some (`run/evals/400-params`)."""
+def _items(path: str) -> dict[str, list[str]]:
+    """Return name -> items files: of a file `x.jsonl`, or of a folder that holds some (`run/evals/400-params`)."""
     if path.endswith(".jsonl"):
-        return {_task_name(path): path}
+        return {_task_name(path): [path]}
     if exists(join(path, "config.json")):  # a run, which has its metrics in such a file
         return {}
-    return {_task_name(name): join(path, name) for name in list_names(path) if name.endswith(".jsonl")}
+    names = [name for name in list_names(path) if name.endswith(".jsonl")]
+    if is_remote(path):  # a file is numbered parts there
+        names = list(dict.fromkeys(re.sub(r"\.\d{8}(?=\.jsonl$)", "", name) for name in names))
+    files: dict[str, list[str]] = {}
+    for name in names:
+        files.setdefault(_task_name(name), []).append(join(path, name))
+    return files
 
 
 def _task_name(path: str) -> str:
@@ -106,7 +125,7 @@ def _task_name(path: str) -> str:
     return head if head and len(digest) == 8 and all(letter in "0123456789abcdef" for letter in digest) else stem
 
 
-def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]:
+def _compare_tasks(a: dict[str, list[str]], b: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Compare the accuracies of every task that both have."""
     from lm.evaluate.compare import compare
 
@@ -115,7 +134,7 @@ def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]
         raise UsageError(f"--compare: no task is in both; A has {', '.join(a)}, B has {', '.join(b)}.")
     rows = []
     for name in names:
-        first, second = _read(a[name]), _read(b[name] if name in b else next(iter(b.values())))
+        first, second = (_read(name, files) for files in (a[name], b[name] if name in b else next(iter(b.values()))))
         if set(first) != set(second):
             raise UsageError(
                 f"{name}: A and B did not answer the same questions ({len(first)} and {len(second)}, "
@@ -124,12 +143,19 @@ def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]
         if len(first) < 2:
             raise UsageError(f"{name}: {len(first)} questions; at least 2 are needed.")
         pairs = [[records[id_] for id_ in first] for records in (first, second)]
+        for own, other in zip(*pairs, strict=True):
+            if any(own.get(field) != other.get(field) for field in ("gold", "gold_bytes")):
+                raise UsageError(f"{name}: question {own['id']} has another right answer in B: these are two tasks.")
         for metric in _METRICS:
             if all(metric in record for records in pairs for record in records):
                 values = [[float(record[metric]) for record in records] for records in pairs]
                 label = name + metric.removeprefix("correct").replace("_", ", ")
                 rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
         if all("gold_bytes" in record for records in pairs for record in records):  # says more than right or wrong
+            for files, records in zip((a, b), pairs, strict=True):
+                if not np.isfinite([record["loglikelihoods"][record["gold"]] for record in records]).all():
+                    path = files.get(name, next(iter(files.values())))[0]
+                    raise LmError(f'"{path}" cannot be compared: it has scores that are not finite.')
             bits = [[-record["loglikelihoods"][record["gold"]] / np.log(2) for record in records] for records in pairs]
             result = compare(*bits, [record["gold_bytes"] for record in pairs[0]])
             rows.append(_row(result, name, "bits per byte of the right answers", "questions", higher_is_better=False))
@@ -138,11 +164,14 @@ def _compare_tasks(a: dict[str, str], b: dict[str, str]) -> list[dict[str, Any]]
     return rows
 
 
-def _read(path: str) -> dict[str, Any]:
-    """Return the records of an items file by their id."""
-    if not exists(path):
-        raise UsageError(f'no file "{path}".')
-    try:
-        return {record["id"]: record for record in map(json.loads, LineLog(path).read())}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f'"{path}" is damaged: a line is no record of an item.') from error
+def _read(name: str, files: list[str]) -> dict[str, Any]:
+    """Return the records of a task's only items file by their id."""
+    from lm.evaluate.records import read_items
+
+    if len(files) > 1:
+        names = " and ".join(os.path.basename(path) for path in files[:2])
+        raise UsageError(f"{name}: {names} in one folder were asked otherwise, or of another save; give the file.")
+    records = read_items(files[0])
+    if not records:
+        raise UsageError(f'"{files[0]}" has no items, or is no file.')
+    return records

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +69,7 @@ def text_of(args: argparse.Namespace, opened: OpenedRun, longest: int | None = N
     from lm.data.windows import EvalBatches
 
     shards, domains = [], []
-    for name in args.data:
+    for name in data_of(args):
         if name in SPLITS:
             own = _own_data(opened).shards(name)
             shards += own
@@ -81,6 +83,11 @@ def text_of(args: argparse.Namespace, opened: OpenedRun, longest: int | None = N
     return Text(batches, domains, length, stride)
 
 
+def data_of(args: argparse.Namespace) -> list[str]:
+    """Return what `--data` names: the validation split where it is not given."""
+    return args.data or ["validation"]
+
+
 def named(data: Sequence[str]) -> str | list[str]:
     """Return `--data` as the results say it."""
     return data[0] if len(data) == 1 else list(data)
@@ -90,6 +97,17 @@ def check(figures: dict[str, Any], data: Sequence[str]) -> None:
     """Refuse figures of nothing."""
     if not figures["bytes"]:
         raise UsageError(f'"{" ".join(data)}" has no text to score.')
+
+
+def plain(result: Any) -> Any:
+    """Return a result for JSON, which has no NaN and no infinity: null, as `lm.train.metrics.to_json` says them."""
+    from lm.train.metrics import to_json
+
+    if isinstance(result, dict):
+        return json.loads(to_json({name: plain(value) for name, value in result.items()}))
+    if isinstance(result, (list, tuple)):
+        return [None if isinstance(own, float) and not math.isfinite(own) else plain(own) for own in result]
+    return result
 
 
 def score(opened: OpenedRun, text: Text, by: Sequence[str]) -> dict[str, Any]:

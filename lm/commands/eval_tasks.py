@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lm.checkpoint.run_folder import locate
-from lm.commands import common
+from lm.commands import common, eval_loss
 from lm.commands.opened import OpenedRun, open_checkpoint
 from lm.config import Config, EvalConfig
-from lm.errors import LmError, Preempted, UsageError
+from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import join, make_folder, write_atomic
 from lm.train.interrupts import Interrupts
 
@@ -28,10 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--include-path", metavar="DIR", help="run lm-evaluation-harness's tasks, from the YAML files in this folder"
     )
-    tasks.add_argument("--num-fewshot", type=int, metavar="K", help="solved questions before each (default: 0)")
+    tasks.add_argument(
+        "--num-fewshot",
+        type=_shots,
+        metavar="K",
+        help="solved questions before each, or core: as CORE has (default: 0)",
+    )
     tasks.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
     tasks.add_argument("--add-bos", action="store_true", help="put the end-of-text token before each context")
     tasks.add_argument("--again", action="store_true", help="score anew what earlier runs have kept")
+
+
+def _shots(text: str) -> int | str:
+    if text != "core" and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, or core")
+    return text if text == "core" else int(text)
 
 
 def refuse_without_tasks(args: argparse.Namespace) -> None:
@@ -45,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not names:
         raise UsageError("--tasks is empty; name tasks or files.")
-    if args.num_fewshot is not None and args.num_fewshot < 0:
+    if isinstance(args.num_fewshot, int) and args.num_fewshot < 0:
         raise UsageError(f"--num-fewshot {args.num_fewshot}: expected 0 or more.")
     if not args.checkpoint:
         raise UsageError("--tasks needs --checkpoint DIR.")
@@ -61,16 +72,23 @@ def tasks_of(config: EvalConfig) -> list:
     """Return the tasks that a run scores while it trains.
 
     Raises:
-      UsageError: there is no such task, or a file has no known form.
+      UsageError: there is no such task, two have one name, or a file has no known form.
     """
     from lm.evaluate.tasks import find_tasks, load_task
 
     files = [found for name in config.tasks for found in find_tasks(name, config.tasks_data)]
+    if len({name for name, _ in files}) < len(files):
+        raise ConfigError("config.eval.tasks: two tasks have the same name.")
     return [load_task(name, path, limit=config.task_items) for name, path in files]
 
 
 def hooks(config: Config, built, tokenizer, tasks: list) -> list:
-    """Return the loop's hook that scores tasks, none if there are none; its records' `split` is the task."""
+    """Return the loop's hook that scores tasks, none if there are none; its records' `split` is the task.
+
+    Raises:
+      ConfigError: a task has an item that does not fit the model.
+    """
+    from lm.evaluate.prefixes import truncated
     from lm.evaluate.runner import run_task
     from lm.evaluate.score import Scorer
     from lm.evaluate.tasks import Encoder
@@ -79,6 +97,13 @@ def hooks(config: Config, built, tokenizer, tasks: list) -> list:
     if not tasks:
         return []
     scorer, encode = Scorer(config, built.mesh), Encoder(tokenizer)
+    for task in tasks:  # an item that cannot be scored is found now, not at the first evaluation
+        for item in task.items:
+            try:
+                for pair in item.pairs():
+                    truncated(*encode(*pair), scorer.max_length)
+            except UsageError as error:
+                raise ConfigError(f"config.eval.tasks: {task.name}, item {item.id}: {error}") from error
 
     def evaluate(step: int, params) -> list[dict[str, Any]]:
         records = []
@@ -101,7 +126,7 @@ def _scorer(args: argparse.Namespace, opened: OpenedRun):
 
 
 def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
-    from lm.evaluate.core import core_score
+    from lm.evaluate.core import CORE, core_score
     from lm.evaluate.records import ItemLog
     from lm.evaluate.runner import harness_results, run_task
     from lm.evaluate.tasks import Encoder, find_tasks, load_task
@@ -109,7 +134,9 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
     files = [found for name in names for found in find_tasks(name, args.tasks_data)]
     if len({name for name, _ in files}) < len(files):
         raise UsageError("--tasks: two tasks have the same name.")
-    tasks = [load_task(name, path, num_fewshot=args.num_fewshot or 0, limit=args.limit) for name, path in files]
+    fixed = 0 if args.num_fewshot == "core" else args.num_fewshot or 0
+    shots = {name: CORE[name][1] if args.num_fewshot == "core" and name in CORE else fixed for name, _ in files}
+    tasks = [load_task(name, path, num_fewshot=shots[name], limit=args.limit) for name, path in files]
     with Interrupts().installed() as interrupts:
         opened = open_checkpoint(args)
         scorer, encode = _scorer(args, opened), Encoder(opened.tokenizer, add_bos=args.add_bos)
@@ -118,7 +145,8 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
         results = {}
         for task in tasks:
             stem = _stem(task, about)
-            log = ItemLog(join(folder, f"{stem}.jsonl"), again=args.again) if folder else None
+            again = {item.id for item in task.items} if args.again else ()
+            log = ItemLog(join(folder, f"{stem}.jsonl"), again=again) if folder else None
             if log and (kept := sum(item.id in log.done for item in task.items)):
                 common.note(f"{task.name}: {kept} of {len(task.items)} items are kept from an earlier run.")
             with interrupts.deferred():
@@ -134,12 +162,14 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
             results[task.name] = {**figures, "items": len(task.items), "file": log and log.path}
             if folder:
                 own = harness_results(task, figures, **about)
-                write_atomic(join(folder, f"{stem}.json"), json.dumps(own, indent=2) + "\n")
+                part = f"-limit{len(task.items)}" if len(task.items) < task.total else ""
+                text = json.dumps(eval_loss.plain(own), indent=2)
+                write_atomic(join(folder, f"{stem}{part}.json"), text + "\n")
             if interrupts.requested and task is not tasks[-1]:
                 raise Preempted(
                     f"stopped by {interrupts.requested} after {task.name}; run the same command to continue."
                 )
-    core = core_score({name: figures["acc_centered"] for name, figures in results.items()})
+    core = core_score({name: figures["acc_centered"] for name, figures in results.items()}, shots)
     _show(args, {"tasks": results, "core": core, **about}, opened)
 
 
@@ -162,12 +192,25 @@ def _about(args: argparse.Namespace, opened: OpenedRun) -> dict[str, Any]:
         "step": opened.step,
         "weights": opened.weights,
         **({"averaged": opened.averaged} if opened.averaged else {}),
+        "digests": _digests(args, opened),
     }
+
+
+def _digests(args: argparse.Namespace, opened: OpenedRun) -> list[str | None]:
+    """Return what tells the opened checkpoints from others of the same steps; None where one was saved without."""
+    from lm.checkpoint.reader import CheckpointReader
+
+    _, folder, _ = locate(args.checkpoint)
+    steps = opened.averaged or (opened.step,)
+    return [CheckpointReader(join(folder, str(step))).json("meta").get("digest") for step in steps]
 
 
 def _stem(task, about: dict[str, Any]) -> str:
     """Return the name of a task's files, which says what decides its items' scores."""
-    identity = [task.fingerprint, *(about.get(name) for name in ("run", "averaged", "max_length", "add_bos"))]
+    identity = [
+        task.fingerprint,
+        *(about.get(name) for name in ("run", "averaged", "digests", "max_length", "add_bos")),
+    ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     shots = f"-{task.num_fewshot}shot" if task.num_fewshot else ""
     return f"{task.name}{shots}-{digest}"
@@ -198,10 +241,8 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 
 def _show(args: argparse.Namespace, result: dict[str, Any], opened: OpenedRun) -> None:
-    from lm.train.metrics import to_json
-
     if args.json:
-        print(to_json(result))
+        print(json.dumps(eval_loss.plain(result)))
         return
     columns = ("acc", "acc_norm", "acc_centered", "bits_per_byte")
     width = max(4, *map(len, result["tasks"]))
@@ -239,15 +280,17 @@ def harness_model(opened: OpenedRun, scorer, *, add_bos: bool = False):
 def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
     from lm.evaluate.harness import run_harness
 
-    if args.again or args.tasks_data:
-        raise UsageError("--again and --tasks-data belong to the built-in tasks; leave out --include-path.")
+    if args.again or args.tasks_data or args.num_fewshot == "core":
+        raise UsageError(
+            "--again, --tasks-data and --num-fewshot core belong to the built-in tasks; leave out --include-path."
+        )
     if not os.path.isdir(args.include_path):
         raise UsageError(f'--include-path "{args.include_path}" is not a folder.')
     opened = open_checkpoint(args)
     model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
     results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
     results["config"] |= _about(args, opened)
-    text = json.dumps(results, indent=2, default=str)
+    text = json.dumps(eval_loss.plain(json.loads(json.dumps(results, default=str))), indent=2)
     folder = _folder(args, opened)
     path = folder and join(folder, f"harness-{time.strftime('%Y%m%dT%H%M%S')}.json")
     if path:

@@ -100,12 +100,14 @@ def compare(
       seed: of the resamples: the same items give the same answer.
 
     Raises:
-      ValueError: fewer than two items, lists of different lengths, or no weight at all.
+      ValueError: fewer than two items, lists of different lengths, no weight at all, or a sum that is not finite.
     """
     a_n, b_n = np.asarray(a, float), np.asarray(b, float)
     w_n = np.ones(len(a_n)) if weights is None else np.asarray(weights, float)
-    if not len(a_n) == len(b_n) == len(w_n) or len(a_n) < 2 or w_n.sum() <= 0:
+    if not len(a_n) == len(b_n) == len(w_n) or len(a_n) < 2 or not w_n.sum() > 0:
         raise ValueError(f"{len(a_n)}, {len(b_n)} and {len(w_n)} items: expected as many of each, two or more")
+    if not (np.isfinite(a_n).all() and np.isfinite(b_n).all()):
+        raise ValueError("items whose sums are not finite cannot be compared")
     n, weight = len(a_n), w_n.sum()
     d_n = b_n - a_n
     difference = d_n.sum() / weight
@@ -120,7 +122,10 @@ def compare(
         tails.append(_resampled_t(d_n - difference * w_n, w_n, resamples, draw))
     # Swapping none is among the swaps: it must count, whatever the last digits of its sums are.
     p = max((1 + np.count_nonzero(t_r >= observed * (1 - 1e-6))) / (1 + resamples) for t_r in tails)
-    reach = max(_quantile(t_r, 1 - confidence) for t_r in tails) * error * (1 + 1e-6) if varies else 0.0
+    if varies:
+        reach = max(_quantile(t_r, 1 - confidence) for t_r in tails) * error * (1 + 1e-6)
+    else:  # t is infinite, so is what chance reaches
+        reach = math.inf if about["differing"] and p >= 1 - confidence else 0.0
     return Comparison(**figures, low=float(difference - reach), high=float(difference + reach), p=float(p), **about)
 
 

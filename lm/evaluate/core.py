@@ -39,13 +39,14 @@ def centred(accuracy: float, baseline: float) -> float:
     return (accuracy - baseline) / (1 - baseline)
 
 
-def core_score(centred_by_task: Mapping[str, float]) -> dict | None:
+def core_score(centred_by_task: Mapping[str, float], shots: Mapping[str, int]) -> dict | None:
     """Return the mean over the tasks that are in CORE, and which; None if none is.
 
     Args:
       centred_by_task: task -> centred accuracy.
+      shots: task -> worked examples it was asked with; with others than CORE's it does not count.
     """
-    tasks = [name for name in CORE if name in centred_by_task]
+    tasks = [name for name, (_, own) in CORE.items() if name in centred_by_task and shots[name] == own]
     if not tasks:
         return None
     return {"score": sum(centred_by_task[name] for name in tasks) / len(tasks), "tasks": tasks, "of": len(CORE)}

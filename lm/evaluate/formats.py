@@ -116,7 +116,7 @@ def _hellaswag_text(path: str, text: str) -> Iterator[tuple[int, Any]]:
         raise UsageError(f'"{path}" has {len(lines)} lines; expected six per item (context, index, four endings).')
     for first in range(0, len(lines), 6):
         context, gold, *endings = lines[first : first + 6]
-        yield first + 1, {"context": context, "gold": int(gold), "choices": endings}
+        yield first + 1, {"context": context, "gold": gold, "choices": endings}
 
 
 def _item(row: Mapping[str, Any], number: str, task: str) -> Item | None:

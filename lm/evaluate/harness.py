@@ -16,10 +16,12 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(_name, "1")
 
 try:
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from yaml import YAMLError
 except ImportError as error:
     raise UsageError(f'--include-path needs lm-evaluation-harness ({error}): pip install "lm[eval]".') from error
 
@@ -197,11 +199,11 @@ def run_harness(
       UsageError: no such task.
       LmError: a task cannot be loaded.
     """
-    manager = TaskManager(include_path=include_path, include_defaults=False)
-    if unknown := [name for name in names if name not in manager.all_tasks]:
-        known = ", ".join(manager.all_tasks) or "none"
-        raise UsageError(f'no task "{unknown[0]}" in "{include_path}"; tasks there: {known}.')
     try:
+        manager = TaskManager(include_path=include_path, include_defaults=False)
+        if unknown := [name for name in names if name not in manager.all_tasks]:
+            known = ", ".join(manager.all_tasks) or "none"
+            raise UsageError(f'no task "{unknown[0]}" in "{include_path}"; tasks there: {known}.')
         results = simple_evaluate(
             model=model,
             tasks=list(names),
@@ -211,6 +213,6 @@ def run_harness(
             log_samples=False,
             bootstrap_iters=_BOOTSTRAP,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TemplateError, YAMLError) as error:
         raise LmError(f"lm-evaluation-harness: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     return {name: value for name, value in results.items() if name != "samples"}

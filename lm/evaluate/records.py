@@ -6,11 +6,12 @@ compared item by item (`read_items`).
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lm.errors import DamagedFileError
 from lm.evaluate.core import centred
 from lm.evaluate.formats import Item
 from lm.evaluate.score import Score
@@ -32,11 +33,12 @@ def item_record(item: Item, scores: Sequence[Score], tokens: Sequence[int]) -> R
 
     `correct` compares sums of log-probabilities; `correct_norm` divides them by the answers' characters, which is the
     harness's `acc_norm`, `correct_bytes` by their bytes, `correct_per_token` by their tokens, as DCLM does. With one
-    continuation all four say whether greedy decoding gives it.
+    continuation all four say whether greedy decoding gives it. Scores that are not finite answer nothing.
     """
     loglikelihoods = [score.loglikelihood for score in scores]
+    is_finite = all(map(math.isfinite, loglikelihoods))  # argmax would choose the first NaN
     if len(item.choices) == 1:
-        right = dict.fromkeys(_FIELD.values(), int(scores[0].is_greedy))
+        right = dict.fromkeys(_FIELD.values(), int(is_finite and scores[0].is_greedy))
     else:
         encoded = [choice.encode() for choice in item.choices]
         lengths = {
@@ -45,7 +47,10 @@ def item_record(item: Item, scores: Sequence[Score], tokens: Sequence[int]) -> R
             "correct_bytes": np.array([max(len(choice), 1) for choice in encoded]),
             "correct_per_token": np.asarray(tokens),
         }
-        right = {name: int(np.argmax(np.array(loglikelihoods) / by) == item.gold) for name, by in lengths.items()}
+        right = {
+            name: int(is_finite and np.argmax(np.array(loglikelihoods) / by) == item.gold)
+            for name, by in lengths.items()
+        }
     return {
         "id": item.id,
         "gold": item.gold,
@@ -57,20 +62,36 @@ def item_record(item: Item, scores: Sequence[Score], tokens: Sequence[int]) -> R
 
 
 def read_items(path: str) -> dict[str, Record]:
-    """Return an items file as id -> record (`item_record`), in the order of the file; a torn last line is left out."""
-    records = (json.loads(line) for line in LineLog(path).read() if line)
-    return {record["id"]: record for record in records}
+    """Return an items file as id -> record (`item_record`), in the order of the file; a torn last line is left out.
+
+    An absent file has none. On an object store it is the file's parts (`lm.storage.LineLog`).
+
+    Raises:
+      DamagedFileError: a line is no record of an item.
+    """
+    items: dict[str, Record] = {}
+    for number, line in enumerate(LineLog(path).read(), start=1):
+        if line:
+            try:
+                record = json.loads(line)
+                items[record["id"]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedFileError(
+                    f'"{path}" is damaged: line {number} is no record of an item. Remove the file and score them anew.'
+                ) from error
+    return items
 
 
 class ItemLog:
     """The items file of one task, appended to while the task runs."""
 
-    def __init__(self, path: str, *, again: bool = False):
-        """Open it, keeping what is there unless `again`."""
+    def __init__(self, path: str, *, again: bool | Collection[str] = False):
+        """Open it, keeping what is there unless `again`, or except the items of these ids; raises as `read_items`."""
         self.path = path
         self._log = LineLog(path)
-        self.done: dict[str, Record] = {} if again else read_items(path)
-        if again or (self.done or exists(path)):  # a line that was torn must not stand before the next one
+        kept = {} if again is True else read_items(path)
+        self.done: dict[str, Record] = {id_: own for id_, own in kept.items() if not again or id_ not in again}
+        if again or exists(path):  # a line that was torn must not stand before the next one
             self._log.replace(json.dumps(record) for record in self.done.values())
 
     def add(self, record: Record) -> None:

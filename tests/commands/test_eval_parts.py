@@ -3,9 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from lm.__main__ import main
+from lm.checkpoint import layout
+from lm.evaluate import breakdown
+from lm.evaluate.breakdown import Breakdown
+from lm.storage import LineLog
 
 
 @pytest.fixture
@@ -88,6 +93,22 @@ def test_a_later_step_is_better_and_a_step_is_no_better_than_itself(lm, history)
     assert done.code == 0 and "no difference: the same in all" in done.out
 
 
+def test_all_steps_of_the_folder_of_steps_but_not_of_one(lm, run):
+    assert len(result(lm("eval", "--checkpoint", run / "checkpoints", "--all-steps", "--json"))["steps"]) == 2
+    refused = lm("eval", "--checkpoint", run / "checkpoints" / "20", "--all-steps").refusal(2)
+    assert "is one step; give the run" in refused
+
+
+def test_all_steps_pass_over_a_step_that_is_removed_meanwhile(lm, run, monkeypatch):
+    listed = [[16, 18, 20]]
+    real = layout.finished_steps
+    monkeypatch.setattr(layout, "finished_steps", lambda folder: listed.pop() if listed else real(folder))
+    done = lm("eval", "--checkpoint", run, "--all-steps", "--json")
+    assert done.code == 0, done.err
+    assert [row["step"] for row in json.loads(done.out)["steps"]] == [16, 20]
+    assert "step 18, which was removed" in done.err
+
+
 def write_items(path, right, extra=()):
     records = [{"id": str(i), "correct": int(value), "correct_norm": int(value)} for i, value in enumerate(right)]
     path.parent.mkdir(exist_ok=True)
@@ -121,6 +142,71 @@ def test_what_the_right_answers_cost_is_compared_where_it_was_kept(lm, tmp_path)
     assert rows[1]["difference"] == pytest.approx(-0.1 / 5 / math.log(2))
 
 
+def test_two_files_of_one_task_and_two_tasks_are_not_compared(lm, tmp_path):
+    write_items(tmp_path / "a" / "piqa-00aa11bb.jsonl", [1, 0, 1])
+    write_items(tmp_path / "a" / "piqa-22aa11bb.jsonl", [1, 1, 1])
+    write_items(tmp_path / "b" / "piqa-99ff00cc.jsonl", [1, 0, 1])
+    assert "give the file" in lm("eval", "--compare", tmp_path / "a", tmp_path / "b").refusal(2)
+    files = [tmp_path / "gold0.jsonl", tmp_path / "gold1.jsonl"]
+    for gold, path in enumerate(files):
+        records = [{"id": str(i), "correct": 1, "gold": gold} for i in range(3)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "these are two tasks" in lm("eval", "--compare", *files).refusal(2)
+
+
+def test_items_on_an_object_store_are_compared_by_file_and_by_folder(lm, tmp_path):
+    stores = ["memory://compare-a", "memory://compare-b"]
+    for store, change in zip(stores, (0, 1), strict=True):
+        for _ in range(2):  # a part each
+            log = LineLog(f"{store}/piqa-0123abcd.jsonl")
+            first = len(log.read())
+            for i in range(first, first + 20):
+                log.append(json.dumps({"id": str(i), "correct": int(i % 2 or change)}))
+            log.flush()
+    for paths in stores, [f"{store}/piqa-0123abcd.jsonl" for store in stores]:
+        (row,) = result(lm("eval", "--compare", *paths, "--json"))["compared"]
+        assert (row["of"], row["items"], row["differing"]) == ("piqa", 40, 20)
+    write_items(tmp_path / "a.jsonl", [1, 0, 1])
+    assert "is no file" in lm("eval", "--compare", tmp_path / "a.jsonl", tmp_path / "no.jsonl").refusal(2)
+
+
+def test_scores_that_are_not_finite_are_not_compared(lm, tmp_path):
+    for name, nats in (("a", -2.0), ("b", math.nan)):
+        records = [
+            {"id": str(i), "correct": 0, "gold": 0, "gold_bytes": 4, "loglikelihoods": [nats, -1.0]} for i in range(3)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    refused = lm("eval", "--compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl").refusal(1)
+    assert 'b.jsonl" cannot be compared' in refused and "not finite" in refused
+
+
+def test_json_has_no_infinity(lm, tmp_path):
+    write_items(tmp_path / "a.jsonl", [0, 0, 0])
+    write_items(tmp_path / "b.jsonl", [1, 1, 1])
+    done = lm("eval", "--compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--json")
+    row = json.loads(done.out, parse_constant=pytest.fail)["compared"][0]
+    assert row["low"] is None and row["better"] is None
+
+
+def parts_of(documents: int, nats: float = 100.0) -> Breakdown:
+    sums = np.tile([nats, 100.0, 100.0], (documents, 1))
+    return Breakdown(sums, sums, sums[:1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "says"),
+    [
+        ((parts_of(40), parts_of(30)), 2, "did not score the same documents of validation (40 and 30)"),
+        ((parts_of(1), parts_of(1)), 2, "validation is one window"),
+        ((parts_of(40), parts_of(40, math.nan)), 1, 'checkpoints/20" cannot be compared: its loss is not finite'),
+    ],
+)
+def test_losses_that_cannot_be_compared_are_refused(lm, finished, monkeypatch, parts, code, says):
+    made = iter(parts)
+    monkeypatch.setattr(breakdown, "break_down", lambda *_: next(made))
+    assert says in lm("eval", "--compare", finished, finished / "checkpoints" / "20").refusal(code)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -144,3 +230,8 @@ def test_comparisons_that_make_no_sense_are_refused(lm, finished, tmp_path):
     assert "no checkpoint of step 3" in compare(finished, finished / "checkpoints" / "3")
     assert "takes no --checkpoint" in lm("eval", "--checkpoint", finished, "--compare", finished, finished).refusal(2)
     assert "give --checkpoint" in lm("eval").refusal(2)
+    for option in ["--all-steps"], ["--out=x.svg"]:
+        assert "takes no --all-steps" in lm("eval", "--compare", finished, finished, *option).refusal(2)
+    for option in ["--stride=4"], ["--data", "test"], ["--weights=params"]:
+        files = [tmp_path / "a.jsonl", tmp_path / "a.jsonl"]
+        assert "belongs to runs" in lm("eval", "--compare", *files, *option).refusal(2)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lm.commands import eval_tasks
 from lm.evaluate import runner
 from lm.evaluate.records import read_items
 from lm.evaluate.score import Scorer
@@ -29,6 +30,8 @@ def data(tmp_path):
 
 def test_tasks_give_a_table_and_one_json_object_and_files_in_the_harnesss_shape(lm, run, data):
     arguments = ("eval", "--checkpoint", run, "--tasks", "piqa,blimp", "--tasks-data", data)
+    assert "CORE" not in lm(*arguments).out  # which asks PIQA with 10 worked examples
+    arguments = (*arguments, "--num-fewshot", "core")
     shown = lm(*arguments)
     assert shown.code == 0, shown.err
     lines = shown.out.splitlines()
@@ -41,9 +44,10 @@ def test_tasks_give_a_table_and_one_json_object_and_files_in_the_harnesss_shape(
     result = json.loads(again.out)
     assert result["step"] == 20
     figures = result["tasks"]["piqa"]
+    assert result["core"]["tasks"] == ["piqa"]
     items = read_items(figures["file"])
     assert figures["acc"] == sum(item["correct"] for item in items.values()) / 40
-    (path,) = (run / "evals" / "20-params").glob("piqa-*.json")
+    (path,) = (run / "evals" / "20-params").glob("piqa-10shot-*.json")
     own = json.loads(path.read_text())
     assert own["results"]["piqa"]["acc,none"] == figures["acc"]
     assert own["n-samples"]["piqa"] == {"original": 40, "effective": 40}
@@ -88,6 +92,19 @@ def test_worked_examples_a_limit_and_a_first_token_are_other_questions(lm, run, 
     limited = json.loads(lm(*arguments, "--limit", 7).out)["tasks"]["piqa"]
     assert limited["items"] == 7
     assert limited["file"] == plain["file"]
+    assert json.loads(lm(*arguments, "--limit", 7, "--again").out)["tasks"]["piqa"]["items"] == 7
+    assert len(read_items(plain["file"])) == 40
+    (path,) = (run / "evals" / "20-params").glob(os.path.basename(plain["file"]).replace(".jsonl", ".json"))
+    whole = json.loads(path.read_text())
+    assert whole["n-samples"]["piqa"]["effective"] == 40
+
+
+def test_a_step_that_was_saved_again_is_asked_again(lm, run, data, monkeypatch):
+    arguments = ("eval", "--checkpoint", run, "--tasks", "blimp", "--tasks-data", data, "--json")
+    first = json.loads(lm(*arguments).out)
+    assert all(len(digest) == 64 for digest in first["digests"])
+    monkeypatch.setattr(eval_tasks, "_digests", lambda *_: ["another save's"])
+    assert json.loads(lm(*arguments).out)["tasks"]["blimp_words"]["file"] != first["tasks"]["blimp_words"]["file"]
 
 
 REFUSED = {
@@ -95,6 +112,8 @@ REFUSED = {
     "no folder": (["--tasks", "piqa"], "give --tasks-data DIR"),
     "not without": (["--limit", "3"], "--limit belongs to --tasks"),
     "windows": (["--tasks", "piqa", "--tasks-data", "DATA", "--stride", "3"], "belong to --data"),
+    "breakdown": (["--tasks", "piqa", "--tasks-data", "DATA", "--by", "domain"], "takes no --data or --by"),
+    "text": (["--tasks", "piqa", "--tasks-data", "DATA", "--data", "test"], "takes no --data or --by"),
     "twice": (["--tasks", "piqa,piqa", "--tasks-data", "DATA"], "two tasks have the same name"),
     "shots": (["--tasks", "piqa", "--tasks-data", "DATA", "--num-fewshot", "40"], "has 40 items"),
     "harness": (["--tasks", "piqa", "--include-path", "nowhere"], "is not a folder"),
@@ -120,6 +139,18 @@ def test_a_run_scores_tasks_while_it_trains(train, tmp_path, data):
     assert all(0 <= r["acc"] <= 1 and r["bits_per_byte"] > 0 for r in written)
     assert "piqa: acc" in done.err + done.out
     assert train(tmp_path / "other", "--config.eval.tasks=('nowhere.jsonl',)").code == 2
+
+
+def test_tasks_that_cannot_be_scored_are_refused_before_training(train, tmp_path, data):
+    long = {"id": "q9", "context": "the word", "choices": ["is", "abc dej " * 100], "gold": 0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long) + "\n")
+    refused = train(tmp_path / "run", f"--config.eval.tasks=('{tmp_path / 'long.jsonl'}',)")
+    assert refused.code == 2 and "config.eval.tasks: long, item q9: a continuation has" in refused.err
+    assert not records(tmp_path / "run")
+    (tmp_path / "piqa.jsonl").write_text(json.dumps(QUESTIONS[0]) + "\n")
+    both = f"('{tmp_path / 'piqa.jsonl'}', '{data / 'piqa.jsonl'}')"
+    refused = train(tmp_path / "run", f"--config.eval.tasks={both}")
+    assert refused.code == 2 and "two tasks have the same name" in refused.err
 
 
 @pytest.mark.slow

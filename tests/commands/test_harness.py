@@ -141,6 +141,15 @@ def test_what_the_harness_cannot_run_is_refused_in_one_line(lm, finished, folder
     ).refusal(2)
 
 
+def test_a_template_with_a_mistake_is_refused_in_one_line(lm, finished, folder, offline, tmp_path):
+    task = json.loads((folder / "chosen.yaml").read_text()) | {"doc_to_text": "{{context | no_such_filter}}"}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "chosen.yaml").write_text(json.dumps(task))
+    done = lm("eval", "--checkpoint", finished, "--tasks", "chosen", "--include-path", tmp_path / "tasks")
+    assert done.code == 1, done.err
+    assert "lm: lm-evaluation-harness: TemplateAssertionError: No filter named 'no_such_filter'" in done.err
+
+
 def test_without_the_harness_the_extra_is_named():
     code = "import sys; sys.modules['lm_eval'] = None\nimport lm.evaluate\nimport lm.evaluate.harness"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

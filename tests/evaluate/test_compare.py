@@ -52,6 +52,8 @@ def test_the_answer_is_the_same_each_time_and_turns_with_a_and_b():
 
 
 def test_a_few_items_prove_nothing():
+    three = compare(np.zeros(3), np.ones(3))  # 2 of 8
+    assert not three.is_significant and three.low < 0 < three.high
     assert not compare(np.zeros(5), np.ones(5) + 0.01 * np.arange(5)).is_significant  # 2 of 32 swaps are as extreme
     assert compare(np.zeros(9), np.ones(9)).is_significant  # 2 of 512
 
@@ -86,3 +88,9 @@ def test_equal_models_are_told_apart_in_no_more_than_6_percent(kind):
 def test_what_cannot_be_compared_is_refused(a, b, weights):
     with pytest.raises(ValueError, match="items"):
         compare(a, b, weights)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_sums_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="not finite"):
+        compare([1, 2, 3], [1, bad, 3])

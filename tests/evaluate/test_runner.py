@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from lm.errors import Preempted
+from lm.errors import DamagedFileError, Preempted
 from lm.evaluate import runner
 from lm.evaluate.core import CORE, centred, core_score
 from lm.evaluate.formats import Item
@@ -54,6 +54,14 @@ def test_an_items_answer_is_the_likeliest_by_sum_character_byte_and_token():
     assert continuation["correct"] == continuation["correct_per_token"] == 1
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_scores_that_are_not_finite_answer_nothing(bad):
+    for item in Item("7", ("q",), ("right", "wrong"), 0), Item("8", ("q",), ("right",), 0):
+        record = item_record(item, [Score(bad, True)] * len(item.choices), [1] * len(item.choices))
+        right = [record[name] for name in ("correct", "correct_norm", "correct_bytes", "correct_per_token")]
+        assert right == [0, 0, 0, 0]
+
+
 def test_figures_of_a_task_are_means_with_their_standard_errors():
     records = [
         {
@@ -81,9 +89,11 @@ def test_core_is_the_mean_of_centred_accuracies():
     assert centred(0.25, 0.25) == 0
     assert centred(1.0, 0.62) == 1
     assert len(CORE) == 22
-    core = core_score({"piqa": 0.2, "copa": 0.4, "blimp_wh_island": 0.9})
+    shots = {"piqa": 10, "copa": 0, "blimp_wh_island": 0, "boolq": 0}
+    core = core_score({"piqa": 0.2, "copa": 0.4, "blimp_wh_island": 0.9, "boolq": 0.7}, shots)
     assert core == {"score": pytest.approx(0.3), "tasks": ["copa", "piqa"], "of": 22}
-    assert core_score({"own": 0.1}) is None
+    assert core_score({"own": 0.1}, {"own": 0}) is None
+    assert core_score({"piqa": 0.2}, {"piqa": 0}) is None, "CORE asks it with 10 worked examples"
 
 
 @pytest.mark.real_data
@@ -126,6 +136,23 @@ def test_a_finished_task_is_not_scored_again_unless_asked(tmp_path):
     assert scorer.scored == 0
     assert run_task(scorer, None, encode, TASK, ItemLog(path, again=True)) == first
     assert scorer.scored == 90
+
+
+def test_only_the_items_asked_again_are_scored_again(tmp_path):
+    path = str(tmp_path / "own.jsonl")
+    run_task(FakeScorer(), None, encode, TASK, ItemLog(path))
+    limited, scorer = dataclasses.replace(TASK, items=TASK.items[:10]), FakeScorer()
+    run_task(scorer, None, encode, limited, ItemLog(path, again={item.id for item in limited.items}))
+    assert scorer.scored == 30 and len(read_items(path)) == 30
+
+
+@pytest.mark.parametrize("line", ["{oops", "[1]", "7", '{"correct": 1}'])
+def test_a_kept_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"id": "0"}}\n{line}\n')
+    for read in read_items, ItemLog:
+        with pytest.raises(DamagedFileError, match="line 2 is no record of an item"):
+            read(str(path))
 
 
 def test_a_limited_run_leaves_the_rest_to_a_later_one(tmp_path):

@@ -110,6 +110,9 @@ def test_hellaswags_text_form_is_six_lines_an_item(tmp_path):
     (tmp_path / "h.txt").write_text("one\n2\n")
     with pytest.raises(UsageError, match="six per item"):
         read_items(str(tmp_path / "h.txt"), "hellaswag")
+    (tmp_path / "notes.txt").write_text("prose\n" * 6)
+    with pytest.raises(UsageError, match="line 1: ValueError"):
+        read_items(str(tmp_path / "notes.txt"), "notes")
 
 
 def test_a_row_that_is_wrong_is_named_by_its_line(tmp_path):

@@ -106,7 +106,9 @@ def at_step(opened: OpenedRun, folder: str, step: int) -> OpenedRun:
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), opened.params)
     for array in jax.tree.leaves(opened.params):
         array.delete()  # two models at a time may be one too many
-    restored = Checkpoints(folder, warn=common.note).restore({item: like}, step=step)
+    restored = Checkpoints(folder, fingerprint=opened.info["fingerprint"], warn=common.note).restore(
+        {item: like}, step=step
+    )
     return dataclasses.replace(opened, params=restored.items[item], step=step)
 
 

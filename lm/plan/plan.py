@@ -14,7 +14,7 @@ from lm.plan.memory import Memory, memory
 from lm.plan.roofline import Prediction, predict
 from lm.train.aot import compile_step
 
-# How far the memory formulas may be from the compiler's peak (tests/aot/test_plan.py): between, only compiling decides.
+# How far the memory formulas may be from the compiler's peak (tests/aot/test_experiments.py): between, only compiling decides.
 MARGIN = 0.10
 
 

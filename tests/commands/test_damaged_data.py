@@ -9,6 +9,8 @@ import pytest
 from lm.data import dataset
 from tests.commands.runs import records
 
+pytestmark = pytest.mark.slow  # each trains a model of its own
+
 
 @pytest.fixture
 def data(finished, config, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from lm.evaluate import breakdown
 from lm.evaluate.breakdown import Breakdown
 from lm.storage import LineLog
 
+pytestmark = pytest.mark.slow  # each trains a model of its own
+
 
 @pytest.fixture
 def texts(corpus, tmp_path):

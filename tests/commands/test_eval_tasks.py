@@ -13,6 +13,8 @@ from lm.evaluate.records import read_items
 from lm.evaluate.score import Scorer
 from tests.commands.runs import finish, records, start
 
+pytestmark = pytest.mark.slow  # each trains a model of its own
+
 QUESTIONS = [
     {"context": f"the word {i}", "choices": [f"is {i * 7}", "is another", "abc dej"], "gold": i % 3} for i in range(40)
 ]

@@ -12,6 +12,8 @@ from lm.train.interrupts import Interrupts
 from tests.checkpoint.common import FullDisk, names
 from tests.commands.runs import records
 
+pytestmark = pytest.mark.slow  # each trains a model of its own
+
 
 @pytest.fixture
 def full_disk(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lm.checkpoint.checksum import to_text
 from lm.checkpoint.layout import finished_steps, read_newest
 from lm.checkpoint.pieces import Index
 from lm.checkpoint.reader import CheckpointReader
@@ -71,7 +72,7 @@ class StoredArray:
 
     def check(self, sums: np.ndarray) -> None:
         """Raise a DamagedFileError if `array_sums` of all parts are not those that the array was saved with."""
-        self._reader.check(self.item, self.leaf, sums)
+        self._reader.check(f"{self.item}/{self.leaf}", to_text(sums))
 
     def norm(self) -> float:
         """Return the Euclidean norm, summed in f64; the array need not fit into memory."""
@@ -88,7 +89,7 @@ class Checkpoint:
       info: the run's `config.json`; empty for a checkpoint that was copied without it.
       config: the run's config as a plain dict, resolved; empty likewise.
       data: the data's position: rows consumed, the manifest's hash.
-      meta: what was saved about the checkpoint itself; its checksums are `reader.checksums()`.
+      meta: what was saved about the checkpoint itself; its checksums are `reader.checksums`.
       arrays: `StoredArray`s by path. Parameters have their own (`layers/mlp/up/kernel`), arrays of other items begin
         with the item: `opt_state/…`, `extra/ema/…`.
 
@@ -120,7 +121,7 @@ class Checkpoint:
         found = [array for array in self.arrays.values() if array.item == item]
         stores = self.reader.open_all(item, [array.leaf for array in found])
         for array in found:
-            array.__dict__["_store"] = stores[array.leaf]
+            array._store = stores[array.leaf]
         return found
 
     def tree(self, item: str = "params") -> dict[str, Any]:

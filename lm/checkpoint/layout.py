@@ -14,6 +14,8 @@ ARRAY_ITEMS = ("params", "frozen", "opt_state", "extra")
 JSON_ITEMS = ("data", "meta")
 T = TypeVar("T")
 _UNFINISHED = ".orbax-checkpoint-tmp"
+PUBLISHED = "commit_success.txt"  # written last on an object store, which has no rename
+WEIGHTS = {"params": "params", "ema": "extra/ema"}  # what a model can be opened with, and the item that holds it
 
 
 def finished_steps(folder: str) -> list[int]:
@@ -88,10 +90,10 @@ def _numbered(folder: str) -> list[str]:
 
 
 def _published(folder: str, name: str) -> bool:
-    """Local checkpoints appear by a rename; on an object store Orbax writes in place and `commit_success.txt` last.
+    """Local checkpoints appear by a rename; on an object store Orbax writes in place and `PUBLISHED` last.
 
     One that has lost parts is published too, so that whoever reads it says so.
     """
     if is_remote(folder):
-        return exists(join(folder, name, "commit_success.txt"))
+        return exists(join(folder, name, PUBLISHED))
     return not {"_CHECKPOINT_METADATA", *ARRAY_ITEMS, *JSON_ITEMS}.isdisjoint(list_names(join(folder, name)))

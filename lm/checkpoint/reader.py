@@ -56,16 +56,13 @@ class CheckpointReader:
             raise self._damaged(f'"{path}" does not hold a JSON object')
         return content
 
+    @functools.cached_property
     def checksums(self) -> dict[str, str] | None:
-        """Return the checksum that each array was saved with, by `item/path`; None: it was written without them.
+        """The checksum that each array was saved with, by `item/path`; None: it was written without them.
 
         Raises:
           DamagedFileError: `data` or `meta` is not what was saved.
         """
-        return self._checksums
-
-    @functools.cached_property
-    def _checksums(self) -> dict[str, str] | None:
         data, meta = self.json("data"), self.json("meta")
         expected = meta.pop("digest", None)
         if expected is None and "checksums" not in meta:
@@ -83,10 +80,9 @@ class CheckpointReader:
           UsageError: the checkpoint was written without checksums.
           DamagedFileError: what lists the arrays is damaged.
         """
-        checksums = self.checksums()
-        if checksums is None:
+        if self.checksums is None:
             raise UsageError(f'checkpoint "{self.path}" has no checksums: it was written by an older version.')
-        saved = {path.removeprefix(f"{item}/") for path in checksums if path.startswith(f"{item}/")}
+        saved = {path.removeprefix(f"{item}/") for path in self.checksums if path.startswith(f"{item}/")}
         there = set(self.leaves(item))
         damaged = there ^ saved
         for path in there & saved:
@@ -113,12 +109,12 @@ class CheckpointReader:
         for index, values in pieces.read_ahead(reads, pieces.in_flight(self.path)):
             total += array_sums(values, tuple(part.start for part in index))
             yield index, values
-        self.check(item, path, total)
+        self.check(f"{item}/{path}", to_text(total))
 
-    def check(self, item: str, path: str, sums: np.ndarray) -> None:
-        """Raise a DamagedFileError if an array's sums (`array_sums`) are not those that it was saved with."""
-        if self._checksums is not None and self._checksums.get(f"{item}/{path}") != to_text(sums):
-            raise self._damaged(f"{item}/{path} is not what was saved (its checksum is another one)")
+    def check(self, path: str, checksum: str) -> None:
+        """Raise a DamagedFileError if an array, `item/path`, was saved with another checksum (`to_text`)."""
+        if self.checksums is not None and self.checksums.get(path) != checksum:
+            raise self._damaged(f"{path} is not what was saved (its checksum is another one)")
 
     def leaves(self, item: str) -> list[str]:
         """Return the paths of an item's arrays, e.g. `layers/mlp/up/kernel`, in the order written."""
@@ -168,7 +164,7 @@ class CheckpointReader:
         """Return one array, verified by its checksum, or a part of it, which cannot be."""
         array = self.finish(item, path, self.open(item, path)[index].read())
         if index is ...:
-            self.check(item, path, array_sums(array))
+            self.check(f"{item}/{path}", to_text(array_sums(array)))
         return array
 
     def finish(self, item: str, path: str, future) -> np.ndarray:

@@ -224,19 +224,14 @@ class Checkpoints:
 
     def _restore(self, targets: Mapping[str, Any], step: int) -> Restored:
         """Restore one step on all hosts, or on none: each reads its own parts, and only one may be damaged."""
-        restored, checksums = self._together(lambda: self._read(targets, step))
-        if checksums is None:
-            return restored
-        for path, text in tree_checksums(restored.items).items():
-            if checksums[path] != text:
-                raise DamagedFileError(
-                    f'checkpoint "{self._path(step)}" is damaged: {path} is not what was saved (its checksum is '
-                    "another one)"
-                )
+        restored, reader = self._together(lambda: self._read(targets, step))
+        if self._verify and reader.checksums is not None:
+            for path, checksum in tree_checksums(restored.items).items():
+                reader.check(path, checksum)
         return restored
 
-    def _read(self, targets: Mapping[str, Any], step: int) -> tuple[Restored, Mapping[str, str] | None]:
-        """Return one step's content as it is stored, and the checksums to verify it by: None if it is not to be."""
+    def _read(self, targets: Mapping[str, Any], step: int) -> tuple[Restored, CheckpointReader]:
+        """Return one step's content as it is stored, not yet verified, and its reader."""
         reader = CheckpointReader(self._path(step))
         data, meta = reader.json("data"), reader.json("meta")
         other = meta.get("fingerprint", self._fingerprint)
@@ -245,7 +240,7 @@ class Checkpoints:
                 f'checkpoint "{self._path(step)}" is of another run (fingerprint {str(other)[:12]}, here '
                 f"{self._fingerprint[:12]})"
             )
-        checksums = reader.checksums() if self._verify else None
+        checksums = reader.checksums if self._verify else None
         if checksums is None and self._verify:
             self._warn(f'checkpoint "{self._path(step)}" has no checksums: what it holds cannot be verified')
         for item in {name.partition("/")[0] for name in targets} if checksums else ():
@@ -258,7 +253,7 @@ class Checkpoints:
                 )
         items = {name: restore_tree(reader, name, tree) for name, tree in targets.items()}
         meta = {name: value for name, value in meta.items() if name not in ("checksums", "digest")}
-        return Restored(step, items, data, meta), checksums
+        return Restored(step, items, data, meta), reader
 
     def _together(self, function: Callable[[], T]) -> T:
         """Run a function on every host; if it fails with an LmError on one, all raise one of the same kind."""

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 
+from lm.checkpoint.layout import PUBLISHED
 from lm.errors import LmError
 from lm.storage import filesystem, is_remote, upload
 
 # Bytes of a stored chunk at most: readers decode whole chunks, so this is what they need beside the arrays.
 CHUNK = 64 << 20
-PUBLISHED = "commit_success.txt"  # written last on an object store, which has no rename
 
 
 def uploads(folder: str) -> bool:

@@ -100,9 +100,10 @@ def at_step(opened: OpenedRun, folder: str, step: int) -> OpenedRun:
 
     import jax
 
+    from lm.checkpoint.layout import WEIGHTS
     from lm.checkpoint.store import Checkpoints
 
-    item = "extra/ema" if opened.weights == "ema" else "params"
+    item = WEIGHTS[opened.weights]
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), opened.params)
     for array in jax.tree.leaves(opened.params):
         array.delete()  # two models at a time may be one too many

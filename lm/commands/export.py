@@ -5,6 +5,7 @@ import json
 
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands import common
+from lm.commands.opened import add_checkpoint_arguments, chosen_weights
 from lm.errors import UsageError
 from lm.storage import join, list_names, make_folder
 
@@ -12,17 +13,7 @@ HELP = "A checkpoint as a folder that Hugging Face's transformers loads: weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
-    )
-    parser.add_argument(
-        "--step", type=common.step, help="which checkpoint, or best (default: the newest that can be read)"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "params"),
-        help="the moving average of the parameters, or the parameters (default: ema if the run has it)",
-    )
+    add_checkpoint_arguments(parser, average=False)
     parser.add_argument("--format", choices=("hf",), default="hf", help="hf: Hugging Face transformers (default)")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
@@ -50,12 +41,7 @@ def run(args: argparse.Namespace) -> None:
     info = read_run_info(workdir)
     config = build(Config, info["config"], "")
     family_of(config.model)  # refused before a folder is made
-    has_ema = config.optimizer.ema_decay is not None
-    if args.weights == "ema" and not has_ema:
-        raise UsageError(
-            f'--weights ema: the run in "{args.checkpoint}" keeps no moving average (config.optimizer.ema_decay).'
-        )
-    weights = args.weights or ("ema" if has_ema else "params")
+    weights = chosen_weights(args.weights, config, workdir)
     tokenizer = load_tokenizer(join(workdir, "tokenizer.tiktoken"))
     if list_names(args.out):
         raise UsageError(f'--out "{args.out}" is not empty; choose a new folder.')

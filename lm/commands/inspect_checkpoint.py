@@ -108,7 +108,7 @@ def _describe(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any
 
 
 def _verify(checkpoint: Checkpoint, as_json: bool) -> None:
-    saved = {path.partition("/")[0] for path in checkpoint.reader.checksums() or ()}  # a whole item may be gone
+    saved = {path.partition("/")[0] for path in checkpoint.reader.checksums or ()}  # a whole item may be gone
     items = [*checkpoint.items(), *sorted(saved - set(checkpoint.items()))]
     damaged = {item: checkpoint.reader.verify(item) for item in items}
     paths = [f"{item}/{path}" for item, paths in damaged.items() for path in paths]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.axes import SHARDED_AXES
+from lm.checkpoint.layout import WEIGHTS
 from lm.checkpoint.run_folder import locate, read_run_info
 from lm.commands import common
 from lm.commands.common import find_extensions_in, note, require_positive
@@ -180,8 +181,8 @@ class OpenedRun:
         return jax.jit(in_compute_type(logits, self.config.precision.compute))
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options that say which weights of which run: what `open_checkpoint` reads."""
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True, average: bool = True) -> None:
+    """Add the options that say which weights of which run: what `open_checkpoint` reads, `--average` if that is had."""
     parser.add_argument(
         "--checkpoint", required=required, metavar="DIR", help="a run's folder, or one step: runs/tiny/checkpoints/400"
     )
@@ -193,9 +194,22 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool 
         choices=("ema", "params"),
         help="the moving average of the parameters, or the parameters (default: ema if the run has it)",
     )
-    parser.add_argument(
-        "--average", type=int, metavar="N", help="the mean of the parameters of the newest N checkpoints"
-    )
+    if average:
+        parser.add_argument(
+            "--average", type=int, metavar="N", help="the mean of the parameters of the newest N checkpoints"
+        )
+
+
+def chosen_weights(asked: str | None, config: Config, workdir: str) -> str:
+    """Return which weights of a run to use, `params` or `ema`: the ones asked for, else `ema` if the run keeps one.
+
+    Raises:
+      UsageError: a moving average is asked for, and the run keeps none.
+    """
+    has_ema = config.optimizer.ema_decay is not None
+    if asked == "ema" and not has_ema:
+        raise UsageError(f'--weights ema: the run in "{workdir}" keeps no moving average (config.optimizer.ema_decay).')
+    return asked or ("ema" if has_ema else "params")
 
 
 def open_checkpoint(args: argparse.Namespace) -> OpenedRun:
@@ -242,11 +256,9 @@ def open_run(
     plain["data"]["stages"] = ()
     plain["eval"]["batch_size"] = None
     config = resolve(plain, devices=jax.device_count(), capabilities=detect())
-    has_ema = config.optimizer.ema_decay is not None
     if weights == "ema" and average:
         raise UsageError("--average is the mean of the parameters themselves; leave out --weights ema.")
-    if weights == "ema" and not has_ema:
-        raise UsageError(f'--weights ema: the run in "{workdir}" keeps no moving average (config.optimizer.ema_decay).')
+    weights = chosen_weights(weights, config, workdir)
     mesh = make_mesh(config.parallel)
     model = build_model(config, mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -262,8 +274,7 @@ def open_run(
     if average:
         params, steps = restore_average(checkpoints, targets(), average, step=step, warn=note)
         return OpenedRun(config, info, model, mesh, params, tokenizer, steps[-1], "average", steps)
-    weights = weights or ("ema" if has_ema else "params")
-    item, wanted = ("extra/ema", targets("float32")) if weights == "ema" else ("params", targets())
+    item, wanted = WEIGHTS[weights], targets("float32" if weights == "ema" else None)
     restored = checkpoints.restore({item: wanted}, step=step)
     give_back_freed_memory()
     return OpenedRun(config, info, model, mesh, restored.items[item], tokenizer, restored.step, weights)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.checkpoint.layout import WEIGHTS
 from lm.checkpoint.reader import CheckpointReader
 from lm.config import Config
 from lm.errors import ConfigError
@@ -53,7 +54,8 @@ def export(
     """
     model = config.model
     family = family_of(model)
-    item, inside = ("extra", "ema/") if weights == "ema" else ("params", "")
+    item, _, part = WEIGHTS[weights].partition("/")
+    inside = f"{part}/" if part else ""
     stores = {
         path.removeprefix(inside): reader.open(item, path) for path in reader.leaves(item) if path.startswith(inside)
     }

@@ -152,7 +152,7 @@ def built_in(args: argparse.Namespace):
     def turn() -> dict:
         found = {}
         for task in tasks:
-            log = ItemLog(os.path.join(args.folder, f"{task.name}.items"), again=True)
+            log = ItemLog(os.path.join(args.folder, f"{task.name}.items"), again={item.id for item in task.items})
             wall, cpu = time.perf_counter(), time.process_time()
             figures = run_task(scorer, run.params, Encoder(run.tokenizer), task, log)
             found[task.name] = {

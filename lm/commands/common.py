@@ -2,11 +2,14 @@
 
 import argparse
 import importlib.util
+import json
+import math
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lm.capabilities import Capabilities
 from lm.commands.startup import cpu_devices_for, setup_jax
@@ -16,6 +19,8 @@ from lm.errors import ConfigError, LmError, UsageError, did_you_mean
 from lm.extensions import load_extension
 from lm.fields import build
 from lm.resolve import resolve, with_vocabulary
+
+_LINE_SECONDS = 10.0  # between two lines of progress where stderr is no terminal
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
@@ -134,19 +139,49 @@ def note(line: str) -> None:
     print(f"lm: {line}", file=sys.stderr)
 
 
-def progress_line(what: str) -> Callable[[int, int], None]:
-    """Return `show(done, total)`, which keeps one line of rate and time left on stderr (a terminal's only)."""
-    start = last = time.monotonic()
+def result_json(result: Any, **options: Any) -> str:
+    """Return a result as valid JSON: NaN and infinities become null at any depth, as in `lm.train.metrics.to_json`.
+
+    Args:
+      result: dicts, lists, numbers and text.
+      options: of `json.dumps`.
+    """
+    from lm.train.metrics import nulled
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return nulled({name: part if isinstance(part, float) else plain(part) for name, part in value.items()})
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(result), allow_nan=False, **options)
+
+
+def progress_line(what: str, unit: str = "", *, tells_end: bool = False) -> Callable[[int, int], None]:
+    """Return `show(done, total)`: rate and time left on stderr, on a terminal one line that changes, else one now and then.
+
+    Args:
+      what, unit: `piqa` and `items` for "piqa: 40 of 100 items".
+      tells_end: where stderr is no terminal the end has a line too, however soon it comes.
+    """
+    first: tuple[float, int] | None = None  # after the first part, whose time is compilation
+    last, is_terminal = time.monotonic(), sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - last < 0.2 and done < total):
+        nonlocal first, last
+        now, is_end = time.monotonic(), done >= total
+        first = first or (now, done)
+        if now - last < (0.2 if is_terminal else _LINE_SECONDS) and not (is_end and (is_terminal or tells_end)):
             return
         last = now
-        left = (now - start) / max(done, 1) * (total - done)
-        end = "\n" if done >= total else ""
-        print(f"\r{what}: {done}/{total}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
+        text = f"{what}: {done:,} of {total:,} {unit}".rstrip()
+        if rate := (done - first[1]) / max(now - first[0], 1e-9):
+            text += f", {rate:.1f} a second, {(total - done) / rate:.0f} s left"
+        if is_terminal:
+            print(f"\r{text}\x1b[K", end="\n" if is_end else "", file=sys.stderr, flush=True)
+        else:
+            note(text)
 
     return show
 

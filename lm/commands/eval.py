@@ -1,7 +1,6 @@
 """`lm eval`: loss, perplexity and bits per byte of a checkpoint."""
 
 import argparse
-import json
 
 from lm.commands import common, eval_compare, eval_loss, eval_steps, eval_tasks
 from lm.commands.opened import add_checkpoint_arguments, open_checkpoint
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         "checkpoint": args.checkpoint,
     }
     if args.json:
-        print(json.dumps(eval_loss.plain(result)))
+        print(common.result_json(result))
         return
     print(f"bits per byte: {result['bits_per_byte']:.4f}")
     print(f"loss:          {result['loss']:.4f} nats per token")

@@ -1,7 +1,6 @@
 """`lm eval --compare A B`: two checkpoints on the same text, or two files of the same questions: which is better?"""
 
 import argparse
-import json
 import os
 import re
 from typing import Any
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to runs; files of items are compared as they are.")
     rows = _compare_tasks(*tasks) if all(tasks) else [_compare_losses(args)]
     if args.json:
-        print(json.dumps(eval_loss.plain({"compared": rows, "a": args.compare[0], "b": args.compare[1]})))
+        print(common.result_json({"compared": rows, "a": args.compare[0], "b": args.compare[1]}))
         return
     for row in rows:
         print(f"{row['of']}: A {row['a']:.4f}, B {row['b']:.4f} {row['unit']}")
@@ -126,52 +125,67 @@ def _task_name(path: str) -> str:
 
 
 def _compare_tasks(a: dict[str, list[str]], b: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """Compare the accuracies of every task that both have."""
+    """Compare every task that both have; where each has one file, those two, whatever they are called."""
+    if len(a) == len(b) == 1:
+        pairs = {next(iter(a)): (*a.values(), *b.values())}
+    else:
+        pairs = {name: (a[name], b[name]) for name in a if name in b}
+    if not pairs:
+        raise UsageError(f"--compare: no task is in both; A has {', '.join(a)}, B has {', '.join(b)}.")
+    return [row for name, files in pairs.items() for row in _compare_task(name, [_only(name, own) for own in files])]
+
+
+def _compare_task(name: str, paths: list[str]) -> list[dict[str, Any]]:
+    """Compare two items files of a task: accuracies, and what the right answers cost."""
     from lm.evaluate.compare import compare
 
-    names = list(a) if len(a) == len(b) == 1 else [name for name in a if name in b]
-    if not names:
-        raise UsageError(f"--compare: no task is in both; A has {', '.join(a)}, B has {', '.join(b)}.")
+    first, second = map(_read, paths)
+    if set(first) != set(second):
+        raise UsageError(
+            f"{name}: A and B did not answer the same questions ({len(first)} and {len(second)}, "
+            f"{len(set(first) & set(second))} in both)."
+        )
+    if len(first) < 2:
+        raise UsageError(f"{name}: {len(first)} questions; at least 2 are needed.")
+    pairs = [[records[id_] for id_ in first] for records in (first, second)]
+    for own, other in zip(*pairs, strict=True):
+        if any(own.get(field) != other.get(field) for field in ("gold", "gold_bytes")):
+            raise UsageError(f"{name}: question {own['id']} has another right answer in B: these are two tasks.")
     rows = []
-    for name in names:
-        first, second = (_read(name, files) for files in (a[name], b[name] if name in b else next(iter(b.values()))))
-        if set(first) != set(second):
-            raise UsageError(
-                f"{name}: A and B did not answer the same questions ({len(first)} and {len(second)}, "
-                f"{len(set(first) & set(second))} in both)."
-            )
-        if len(first) < 2:
-            raise UsageError(f"{name}: {len(first)} questions; at least 2 are needed.")
-        pairs = [[records[id_] for id_ in first] for records in (first, second)]
-        for own, other in zip(*pairs, strict=True):
-            if any(own.get(field) != other.get(field) for field in ("gold", "gold_bytes")):
-                raise UsageError(f"{name}: question {own['id']} has another right answer in B: these are two tasks.")
-        for metric in _METRICS:
-            if all(metric in record for records in pairs for record in records):
-                values = [[float(record[metric]) for record in records] for records in pairs]
-                label = name + metric.removeprefix("correct").replace("_", ", ")
-                rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
-        if all("gold_bytes" in record for records in pairs for record in records):  # says more than right or wrong
-            for files, records in zip((a, b), pairs, strict=True):
-                if not np.isfinite([record["loglikelihoods"][record["gold"]] for record in records]).all():
-                    path = files.get(name, next(iter(files.values())))[0]
-                    raise LmError(f'"{path}" cannot be compared: it has scores that are not finite.')
-            bits = [[-record["loglikelihoods"][record["gold"]] / np.log(2) for record in records] for records in pairs]
-            result = compare(*bits, [record["gold_bytes"] for record in pairs[0]])
-            rows.append(_row(result, name, "bits per byte of the right answers", "questions", higher_is_better=False))
+    for metric in _METRICS:
+        if all(metric in record for records in pairs for record in records):
+            values = [[float(record[metric]) for record in records] for records in pairs]
+            label = name + metric.removeprefix("correct").replace("_", ", ")
+            rows.append(_row(compare(*values), label, "accuracy", "questions", higher_is_better=True))
+    if all("gold_bytes" in record for records in pairs for record in records):  # says more than right or wrong
+        bits = [[-record["loglikelihoods"][record["gold"]] / np.log(2) for record in records] for records in pairs]
+        for path, own in zip(paths, bits, strict=True):
+            if not np.isfinite(own).all():
+                raise LmError(f'"{path}" cannot be compared: it has scores that are not finite.')
+        result = compare(*bits, [record["gold_bytes"] for record in pairs[0]])
+        rows.append(_row(result, name, "bits per byte of the right answers", "questions", higher_is_better=False))
     if not rows:
-        raise UsageError(f"--compare: the items have no {' or '.join(_METRICS)}.")
+        raise UsageError(f"{name}: the items have no {' or '.join(_METRICS)}.")
     return rows
 
 
-def _read(name: str, files: list[str]) -> dict[str, Any]:
-    """Return the records of a task's only items file by their id."""
-    from lm.evaluate.records import read_items
+def _only(name: str, files: list[str]) -> str:
+    """Return a task's items file.
 
+    Raises:
+      UsageError: there are several.
+    """
     if len(files) > 1:
         names = " and ".join(os.path.basename(path) for path in files[:2])
         raise UsageError(f"{name}: {names} in one folder were asked otherwise, or of another save; give the file.")
-    records = read_items(files[0])
+    return files[0]
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Return the records of an items file by their id."""
+    from lm.evaluate.records import read_items
+
+    records = read_items(path)
     if not records:
-        raise UsageError(f'"{files[0]}" has no items, or is no file.')
+        raise UsageError(f'"{path}" has no items, or is no file.')
     return records

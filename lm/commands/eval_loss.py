@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,17 +97,6 @@ def check(figures: dict[str, Any], data: Sequence[str]) -> None:
         raise UsageError(f'"{" ".join(data)}" has no text to score.')
 
 
-def plain(result: Any) -> Any:
-    """Return a result for JSON, which has no NaN and no infinity: null, as `lm.train.metrics.to_json` says them."""
-    from lm.train.metrics import to_json
-
-    if isinstance(result, dict):
-        return json.loads(to_json({name: plain(value) for name, value in result.items()}))
-    if isinstance(result, (list, tuple)):
-        return [None if isinstance(own, float) and not math.isfinite(own) else plain(own) for own in result]
-    return result
-
-
 def score(opened: OpenedRun, text: Text, by: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a text, with `by_domain` and `by_position` where asked for."""
     from lm.evaluate.breakdown import break_down
@@ -149,7 +136,9 @@ def _own_data(opened: OpenedRun):
     from lm.data.dataset import open_data
     from lm.data.prepare import prepare
 
-    dataset = open_data(prepare(opened.config.data, progress=common.data_progress(common.note)))
+    dataset = open_data(
+        prepare(opened.config.data, progress=common.data_progress(common.note)), opened.config.data.verify
+    )
     expected = opened.info["data"]["manifest_hash"]
     if dataset.hash != expected:
         raise UsageError(

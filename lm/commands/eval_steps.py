@@ -1,7 +1,6 @@
 """`lm eval --all-steps`: every checkpoint of a run on the same text, compiled once: a table and a curve."""
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out:
         _draw(args.out, rows, " ".join(eval_loss.data_of(args)))
     if args.json:
-        print(json.dumps(eval_loss.plain(result)))
+        print(common.result_json(result))
         return
     print(f"the lowest loss is step {best}'s; {text.sequence_length} tokens per window, stride {text.stride}")
 

@@ -4,20 +4,17 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from lm.checkpoint.run_folder import locate
-from lm.commands import common, eval_loss
+from lm.commands import common
 from lm.commands.opened import OpenedRun, open_checkpoint
 from lm.config import Config, EvalConfig
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import join, make_folder, write_atomic
 from lm.train.interrupts import Interrupts
 
-_LINE_SECONDS = 10.0  # between two progress lines where stderr is no terminal
 _ONLY_WITH_TASKS = ("tasks_data", "include_path", "num_fewshot", "limit", "add_bos", "again")
 
 
@@ -58,8 +55,6 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--tasks is empty; name tasks or files.")
     if isinstance(args.num_fewshot, int) and args.num_fewshot < 0:
         raise UsageError(f"--num-fewshot {args.num_fewshot}: expected 0 or more.")
-    if not args.checkpoint:
-        raise UsageError("--tasks needs --checkpoint DIR.")
     if args.stride or args.max_tokens:
         raise UsageError("--stride and --max-tokens belong to --data.")
     if args.include_path:
@@ -157,14 +152,13 @@ def _run_built_in(args: argparse.Namespace, names: list[str]) -> None:
                     task,
                     log,
                     stop=lambda: interrupts.requested,
-                    progress=_progress(task.name),
+                    progress=common.progress_line(task.name, "items", tells_end=True),
                 )
             results[task.name] = {**figures, "items": len(task.items), "file": log and log.path}
             if folder:
                 own = harness_results(task, figures, **about)
                 part = f"-limit{len(task.items)}" if len(task.items) < task.total else ""
-                text = json.dumps(eval_loss.plain(own), indent=2)
-                write_atomic(join(folder, f"{stem}{part}.json"), text + "\n")
+                write_atomic(join(folder, f"{stem}{part}.json"), common.result_json(own, indent=2) + "\n")
             if interrupts.requested and task is not tasks[-1]:
                 raise Preempted(
                     f"stopped by {interrupts.requested} after {task.name}; run the same command to continue."
@@ -216,33 +210,9 @@ def _stem(task, about: dict[str, Any]) -> str:
     return f"{task.name}{shots}-{digest}"
 
 
-def _progress(name: str) -> Callable[[int, int], None]:
-    """Return `show(done, total)`: rate and time left, one line that changes on a terminal, else a line now and then."""
-    first: tuple[float, int] | None = None  # after the first batch, whose time is compilation
-    last, is_terminal = 0.0, sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        nonlocal first, last
-        now = time.monotonic()
-        first = first or (now, done)
-        if done < total and now - last < (0.2 if is_terminal else _LINE_SECONDS):
-            return
-        last = now
-        rate = (done - first[1]) / max(now - first[0], 1e-9)
-        text = f"{name}: {done:,} of {total:,} items"
-        if rate:
-            text += f", {rate:.1f} a second, {(total - done) / rate:.0f} s left"
-        if is_terminal:
-            print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-        else:
-            common.note(text)
-
-    return show
-
-
 def _show(args: argparse.Namespace, result: dict[str, Any], opened: OpenedRun) -> None:
     if args.json:
-        print(json.dumps(eval_loss.plain(result)))
+        print(common.result_json(result))
         return
     columns = ("acc", "acc_norm", "acc_centered", "bits_per_byte")
     width = max(4, *map(len, result["tasks"]))
@@ -290,7 +260,7 @@ def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
     model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
     results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
     results["config"] |= _about(args, opened)
-    text = json.dumps(eval_loss.plain(json.loads(json.dumps(results, default=str))), indent=2)
+    text = common.result_json(results, indent=2, default=str)
     folder = _folder(args, opened)
     path = folder and join(folder, f"harness-{time.strftime('%Y%m%dT%H%M%S')}.json")
     if path:

@@ -66,7 +66,7 @@ def _list(args: argparse.Namespace) -> None:
     """Describe the newest checkpoint that can be read to its end."""
     result = checkpoints.read(args.checkpoint, args.step, lambda checkpoint: _describe(checkpoint, args), common.note)
     if args.json:
-        print(json.dumps(_finite(result)))
+        print(common.result_json(result))
         return
     for name in ("checkpoint", "step", "steps", "fingerprint", "data", "parameters"):
         value = result[name]
@@ -155,7 +155,7 @@ def _diff(a: Checkpoint, b: Checkpoint, args: argparse.Namespace) -> None:
     found = {item: checkpoints.difference(a, b, item, show) for item in items}
     if args.json:
         sides = {"a": {"checkpoint": a.path, "step": a.step}, "b": {"checkpoint": b.path, "step": b.step}}
-        print(json.dumps(_finite({**sides, **found})))
+        print(common.result_json({**sides, **found}))
         return
     print(f"a: {a.path}\nb: {b.path}")
     for item, result in found.items():
@@ -181,12 +181,3 @@ def _diff(a: Checkpoint, b: Checkpoint, args: argparse.Namespace) -> None:
 
 def _share(ratio: float | None) -> str:
     return "all of it" if ratio is None else f"{ratio:.3%}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -85,13 +85,12 @@ def read_items(path: str) -> dict[str, Record]:
 class ItemLog:
     """The items file of one task, appended to while the task runs."""
 
-    def __init__(self, path: str, *, again: bool | Collection[str] = False):
-        """Open it, keeping what is there unless `again`, or except the items of these ids; raises as `read_items`."""
+    def __init__(self, path: str, *, again: Collection[str] = ()):
+        """Open it, keeping what is there except the items of these ids; raises as `read_items`."""
         self.path = path
         self._log = LineLog(path)
-        kept = {} if again is True else read_items(path)
-        self.done: dict[str, Record] = {id_: own for id_, own in kept.items() if not again or id_ not in again}
-        if again or exists(path):  # a line that was torn must not stand before the next one
+        self.done: dict[str, Record] = {id_: own for id_, own in read_items(path).items() if id_ not in again}
+        if exists(path):  # a line that was torn must not stand before the next one
             self._log.replace(json.dumps(record) for record in self.done.values())
 
     def add(self, record: Record) -> None:

@@ -281,11 +281,14 @@ def to_json(record: Record) -> str:
     JSON has no NaN or infinity: they become null, and `nonfinite` lists their names, so that null
     there reads as "diverged" and elsewhere as "not known". Records are flat: a nested NaN is a ValueError.
     """
+    return json.dumps(nulled(record), allow_nan=False)
+
+
+def nulled(record: Record) -> dict[str, Any]:
+    """Return a record as `to_json` writes it, its values as Python's own."""
     plain = {name: _plain(value) for name, value in record.items()}
     nonfinite = [name for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)]
-    if nonfinite:
-        plain |= dict.fromkeys(nonfinite) | {"nonfinite": nonfinite}
-    return json.dumps(plain, allow_nan=False)
+    return plain | (dict.fromkeys(nonfinite) | {"nonfinite": nonfinite} if nonfinite else {})
 
 
 def _plain(value: Any) -> Any:

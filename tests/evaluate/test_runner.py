@@ -134,7 +134,7 @@ def test_a_finished_task_is_not_scored_again_unless_asked(tmp_path):
     scorer = FakeScorer()
     assert run_task(scorer, None, encode, TASK, ItemLog(path)) == first
     assert scorer.scored == 0
-    assert run_task(scorer, None, encode, TASK, ItemLog(path, again=True)) == first
+    assert run_task(scorer, None, encode, TASK, ItemLog(path, again={item.id for item in TASK.items})) == first
     assert scorer.scored == 90
 
 

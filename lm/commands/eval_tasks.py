@@ -1,10 +1,12 @@
 """`lm eval --tasks`: questions with right answers, by the built-in runner or by lm-evaluation-harness."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lm.checkpoint.run_folder import locate
@@ -247,18 +249,31 @@ def harness_model(opened: OpenedRun, scorer, *, add_bos: bool = False):
     return Harness(scorer, generate, opened.params, opened.tokenizer, add_bos=add_bos)
 
 
-def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
-    from lm.evaluate.harness import run_harness
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Keep `datasets`, imported inside, from asking the Hub about a task's local files."""
+    added = {"HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"} - os.environ.keys()
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
+
+def _run_harness(args: argparse.Namespace, names: list[str]) -> None:
     if args.again or args.tasks_data or args.num_fewshot == "core":
         raise UsageError(
             "--again, --tasks-data and --num-fewshot core belong to the built-in tasks; leave out --include-path."
         )
     if not os.path.isdir(args.include_path):
         raise UsageError(f'--include-path "{args.include_path}" is not a folder.')
-    opened = open_checkpoint(args)
-    model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
-    results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
+    with _hub_offline():
+        from lm.evaluate.harness import run_harness
+
+        opened = open_checkpoint(args)
+        model = harness_model(opened, _scorer(args, opened), add_bos=args.add_bos)
+        results = run_harness(model, names, args.include_path, num_fewshot=args.num_fewshot, limit=args.limit)
     results["config"] |= _about(args, opened)
     text = common.result_json(results, indent=2, default=str)
     folder = _folder(args, opened)

@@ -1,19 +1,15 @@
 """lm-evaluation-harness (EleutherAI): our models as one of its model classes, and its tasks from local folders.
 
-Needs the extra `eval`. Imported only when used; nothing here touches the network.
+Needs the extra `eval`. Imported only when used. Nothing here touches the network, but `datasets`, which reads a task's
+local files, first asks the Hub about them unless the process was started with HF_HUB_OFFLINE=1.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm.errors import LmError, UsageError
 from lm.evaluate.score import Scorer
 from lm.evaluate.tasks import Encoder
-
-# Read when `datasets` is imported: without them a local task would still ask the Hub.
-for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-    os.environ.setdefault(_name, "1")
 
 try:
     from jinja2 import TemplateError

@@ -108,8 +108,8 @@ def test_a_server_that_stops_answering_is_not_taken_for_damage(tmp_path):
         reader.finish("params", "a", Failing("DATA_LOSS: Error reading manifest: checksum [x=1]"))
 
 
+@pytest.mark.peer  # s3fs
 def test_tensorstore_goes_where_fsspec_goes(monkeypatch):
-    pytest.importorskip("s3fs")
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")

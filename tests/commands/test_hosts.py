@@ -212,6 +212,7 @@ def test_what_one_host_refuses_ends_all_with_its_exit_code(hosts, tmp_path):
     assert all("another process uses" in err.splitlines()[-1] for *_, err in ends)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_does_not_answer_is_one_line_and_may_be_tried_again(config, tmp_path):
     others = f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2", "--process-id=1"
     where = f"--config={config}", f"--workdir={tmp_path / 'run'}"

@@ -138,6 +138,7 @@ def test_a_changed_manifest_and_a_missing_shard_are_refused(train, shards, tmp_p
     assert "train-00000.bin" in train(tmp_path / "run", *arguments).refusal(2)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_with_another_config(train, run):
     before = files(run)
     line = train(run, "--config.optimizer.learning_rate=1e-3", "--config.model.d_ff=64").refusal(2)

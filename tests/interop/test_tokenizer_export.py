@@ -4,12 +4,11 @@ import json
 import random
 
 import pytest
+import tokenizers
 
 from lm.errors import LmError
 from lm.interop.tokenizer import merges, tokenizer_json
 from lm.tokenizer import Tokenizer, train_bpe
-
-tokenizers = pytest.importorskip("tokenizers")
 
 EDGES = [
     *("", " ", "\n", "\n\n  \n", "a\nb", "  a  b ", "\t\tx\r\n\r\n y", "12345 67 8", "x  \n", "trailing   ", "t\n\n"),

@@ -25,9 +25,13 @@ WAYS = {
     "runs": blockwise._Way(unrolled=(), windowed=ALWAYS, looped=ALWAYS, at_once=False, chunk=16, widen=True),
     "accelerator": blockwise._Way(unrolled=(), windowed=(), looped=ALWAYS, at_once=True, chunk=16, widen=True),
 }
+IMPLEMENTATIONS = [
+    *(pytest.param(name, marks=pytest.mark.slow) if name == "loops" else name for name in WAYS),  # "runs" has its loops
+    "reference",
+]
 
 
-@pytest.fixture(params=[*WAYS, "reference"])
+@pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request, monkeypatch):
     return use(request.param, monkeypatch)
 
@@ -50,8 +54,8 @@ CASES = st.builds(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*WAYS, "reference"])
-@settings(max_examples=6, deadline=None, derandomize=True)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @example(Case(documents=3, window=9, softcap=3.0))
 @example(Case(T=33, S=54, K=1, documents=2, causal=False))
 @given(CASES)

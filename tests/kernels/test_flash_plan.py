@@ -30,6 +30,7 @@ def tiles(mask_BTS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return some, every.reshape(shape).all((2, 4)) & some
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     T=st.sampled_from([1, 8, 19, 30]), more=st.sampled_from([0, 13]), causal=st.booleans(), window=st.none() | st.integers(1, 30),

@@ -66,8 +66,9 @@ def muon_direction(gradients, config):
     return 0.2 * np.sqrt(max(x.shape)) * x
 
 
-@pytest.mark.parametrize("name", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_one_update_against_a_per_layer_reference(name, steps):
     config = OptimizerConfig(
         name=name, learning_rate=0.01, adam_learning_rate=0.003, weight_decay=0.1, clip_norm=None, schedule="constant",

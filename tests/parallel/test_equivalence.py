@@ -4,7 +4,7 @@ import pytest
 
 from experiments.benchmarks.equivalence import CASES, compare
 
-FAST = ("ZeRO 2", "ZeRO 3 x CP x TP")
+FAST = ("ZeRO 3 x CP x TP",)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def assert_same_run(workdir, undisturbed):
     assert numbers(workdir, "eval") == numbers(undisturbed, "eval")
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_and_then_preempted_repeats_every_loss(config, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     code, _ = stop(train(config, workdir), signal.SIGKILL, lambda: last_step(workdir) >= 8 and is_saving(workdir))

@@ -227,9 +227,8 @@ def cost(folder: str) -> dict[str, Any]:
 
     from lm.checkpoint.checksum import tree_checksums
     from lm.checkpoint.store import Checkpoints
-    from lm.optim import hyperparameters
     from lm.parallel.mesh import make_mesh, place_batch, replicated
-    from lm.train.step import build_step
+    from lm.train.step import build_step, step_scalars
 
     config = large_config()
     built = build_step(config, make_mesh(config.parallel))
@@ -249,8 +248,7 @@ def cost(folder: str) -> dict[str, Any]:
         (1, STEP_ROWS, STEP_LENGTH),
         lambda rows, columns: {name: array[rows][:, columns] for name, array in arrays.items()},
     )
-    scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, 1).items()}
-    scalars = jax.device_put(scalars, replicated(built.mesh))
+    scalars = jax.device_put(step_scalars(config, 1), replicated(built.mesh))
     step_seconds = []
     for _ in range(1 + TIMED_STEPS):  # the first compiles
         start = time.perf_counter()

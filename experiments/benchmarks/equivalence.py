@@ -114,10 +114,9 @@ def _trained(overrides: Mapping[str, str]) -> tuple[dict, list[float]]:
 
     from lm.axes import MESH_AXES
     from lm.config import apply_overrides, default
-    from lm.optim import hyperparameters
     from lm.parallel.mesh import make_mesh, place_batch, replicated
     from lm.resolve import resolve
-    from lm.train.step import build_step
+    from lm.train.step import build_step, step_scalars
     from lm.tree import map_with_path
 
     config = default()
@@ -138,8 +137,7 @@ def _trained(overrides: Mapping[str, str]) -> tuple[dict, list[float]]:
             gradients[path.split("/mu/")[1]] = np.asarray(leaf) / (1 - config.optimizer.b1)
 
     for step in range(STEPS):
-        scalars = {key: np.float32(value) for key, value in hyperparameters(config.optimizer, step).items()}
-        state, metrics = built.step(state, batch, jax.device_put(scalars, replicated(mesh)))
+        state, metrics = built.step(state, batch, jax.device_put(step_scalars(config, step), replicated(mesh)))
         losses.append(float(metrics["loss"]))
         if step == 0:
             map_with_path(of_moment, state.opt_state)

@@ -15,7 +15,6 @@ On 2 CPU cores a step takes about 0.35 s: 600 steps, 6 rates, 3 seeds and 8 opti
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import math
@@ -73,7 +72,6 @@ class Race:
     """Data, one compiled step per optimizer, and the results in a folder."""
 
     def __init__(self, folder: str):
-        import jax
 
         from lm.evaluate import LossEvaluator
         from lm.parallel.mesh import make_mesh, replicated
@@ -83,10 +81,8 @@ class Race:
         self._dataset = open_data(prepare(config.data, progress=common.data_progress(common.note)))
         self._mesh = make_mesh(config.parallel)
         self._scalars_sharding = replicated(self._mesh)
-        self._built: dict[str, tuple] = {}
-        built = self._step("adamw")[0]
-        self._init_params = jax.jit(lambda key: built.model.init(key))
-        self._evaluate = LossEvaluator(built.local)
+        self._built: dict[str, Any] = {}
+        self._evaluate = LossEvaluator(self._step("adamw").local)
         validation = {"sequence_length": config.data.sequence_length, "batch_size": config.data.batch_size}
         self._curve, self._whole = (
             EvalBatches.of_split(self._dataset, "validation", max_tokens=tokens, **validation)
@@ -97,39 +93,22 @@ class Race:
         return with_vocabulary(race_config(*run), self._dataset.vocab_size)
 
     def _step(self, optimizer: str):
-        """Return an optimizer's `BuiltStep` and the function that starts its state from parameters."""
-        import jax
-
-        from lm.optim import build_optimizer, hyperparameters
+        """Return an optimizer's `BuiltStep`: what differs between its runs is an input of the step, or of no part of it."""
         from lm.train.step import build_step
 
         if optimizer not in self._built:
-            # What differs between its runs (rate, seed, steps) is an input of the step, or of no part of it.
-            config = self._config(optimizer, GRID[0], 0, 2)
-            if config.model.dropout:
-                raise UsageError("the race needs config.model.dropout=0: its key would be compiled into the step.")
-            init = build_optimizer(config, hyperparameters(config.optimizer, 0)).init
-            self._built[optimizer] = (build_step(config, self._mesh), jax.jit(init))
+            self._built[optimizer] = build_step(self._config(optimizer, GRID[0], 0, 2), self._mesh)
         return self._built[optimizer]
-
-    def _start(self, optimizer: str, seed: int):
-        import jax
-
-        built, init_optimizer = self._step(optimizer)
-        params = self._init_params(jax.random.key(seed))
-        state = dataclasses.replace(built.init(), params=params, opt_state=init_optimizer(params))
-        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, built.state))
 
     def _inputs(self, config: Config, loader: Loader, step: int):
         import jax
 
-        from lm.optim import hyperparameters
         from lm.parallel.mesh import place_batch
+        from lm.train.step import step_scalars
 
         shape = (1, config.data.batch_size, config.data.sequence_length)
         batch = place_batch(self._mesh, shape, lambda rows, columns: loader.batch(step, rows, columns))
-        scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
-        return batch, jax.device_put(scalars, self._scalars_sharding)
+        return batch, jax.device_put(step_scalars(config, step), self._scalars_sharding)
 
     def _loader(self, config: Config) -> Loader:
         data = config.data
@@ -168,7 +147,7 @@ class Race:
         import jax
 
         config = self._config(optimizer, rate, seed, steps)
-        loader, state, step = self._loader(config), self._start(optimizer, seed), self._step(optimizer)[0].step
+        loader, state, step = self._loader(config), self._step(optimizer).init(None, seed), self._step(optimizer).step
         points = {max(1, round(steps * (i + 1) / POINTS)) for i in range(POINTS)}
         losses, pending, curve, start = [], [], [], time.monotonic()
         for number in range(steps):
@@ -205,8 +184,8 @@ class Race:
         states, seconds = {}, {name: [] for name in optimizers}
         for number in range(rounds + 1):
             for name in optimizers:
-                state = states.get(name) or self._start(name, 0)
-                step = self._step(name)[0].step
+                state = states.get(name) or self._step(name).init()
+                step = self._step(name).step
                 jax.block_until_ready(state)
                 start = time.perf_counter()
                 for _ in range(TIMED_STEPS):

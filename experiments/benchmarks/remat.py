@@ -107,11 +107,10 @@ def on_this_machine(policies, rounds: int) -> list[dict]:
     import jax
     import numpy as np
 
-    from lm.optim import hyperparameters
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh, replicated
     from lm.train.aot import abstract_inputs
-    from lm.train.step import build_step
+    from lm.train.step import build_step, step_scalars
 
     rows, steps = [], {}
     for policy in policies:
@@ -126,8 +125,7 @@ def on_this_machine(policies, rounds: int) -> list[dict]:
         tokens = random.integers(0, config.model.vocab_size, (2, *batch["inputs_BT"].shape), np.int32)
         ones["inputs_BT"], ones["targets_BT"] = tokens
         ones["positions_BT"] = np.broadcast_to(np.arange(SHAPES["cpu"]["T"], dtype=np.int32), tokens[0].shape)
-        scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, 100).items()}
-        inputs = jax.device_put((ones, scalars), replicated(built.mesh))
+        inputs = jax.device_put((ones, step_scalars(config, 100)), replicated(built.mesh))
         steps[policy] = (compiled, built.init(), inputs)
     times: dict[str, list[float]] = {policy: [] for policy in policies}
     for _ in range(rounds):

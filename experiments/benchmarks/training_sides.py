@@ -41,9 +41,8 @@ class Ours:
         import jax
 
         from lm.model.flops import parameter_counts
-        from lm.optim import hyperparameters
         from lm.parallel.mesh import make_mesh, place_batch, replicated
-        from lm.train.step import build_step
+        from lm.train.step import build_step, step_scalars
 
         mesh = make_mesh(config.parallel)
         self._step = build_step(config, mesh)
@@ -63,9 +62,8 @@ class Ours:
                 arrays = {name: a[rows][:, columns].astype(np.int32) for name, a in arrays.items()}
                 return arrays | {"weights_BT": ones_BT[rows][:, columns].astype(np.float32)}
 
-            scalars = {name: np.float32(v) for name, v in hyperparameters(config.optimizer, step).items()}
             batch = place_batch(mesh, (micro, shape["B"] // micro, shape["T"]), build)
-            return batch, jax.device_put(scalars, replicated(mesh))
+            return batch, jax.device_put(step_scalars(config, step), replicated(mesh))
 
         self._inputs = inputs
 

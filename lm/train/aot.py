@@ -6,10 +6,9 @@ from jax.sharding import Mesh
 
 from lm.axes import ACTIVATION_AXES
 from lm.config import Config
-from lm.optim import hyperparameters
 from lm.parallel.mesh import named_sharding, replicated
 from lm.parallel.topology import CompiledStats, Topology, compile_for, topology_mesh
-from lm.train.step import build_step
+from lm.train.step import build_step, step_scalars
 
 # A batch's arrays, as `lm.data.rows.fill_rows` builds them.
 _BATCH = {
@@ -28,8 +27,8 @@ def abstract_inputs(config: Config, mesh: Mesh) -> tuple[dict, dict]:
     shape = (micro, config.data.batch_size // micro, config.data.sequence_length)
     rows, whole = named_sharding(mesh, "ABT", shape, ACTIVATION_AXES), replicated(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in _BATCH.items()}
-    names = hyperparameters(config.optimizer, 0)
-    return batch, {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for name in names}
+    scalars = step_scalars(config, 0)
+    return batch, {name: jax.ShapeDtypeStruct((), value.dtype, sharding=whole) for name, value in scalars.items()}
 
 
 def compile_step(config: Config, topology: Topology, *, optimize: bool = True) -> CompiledStats:

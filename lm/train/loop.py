@@ -25,7 +25,7 @@ from lm.train.interrupts import Interrupts
 from lm.train.loss_scale import FLOOR
 from lm.train.metrics import combine, open_sinks
 from lm.train.saving import Saving
-from lm.train.step import BuiltStep, TrainState
+from lm.train.step import BuiltStep, TrainState, step_scalars
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
 _FAILING_SECONDS = 10.0  # in which a hook that failed on one host must have failed on all
@@ -134,7 +134,7 @@ def train(
         state = TrainState(step=step, **restored.items)
         console.note(f"resumed at step {first} of {num_steps}")
     else:
-        state = built.init() if initial_params is None else built.init(initial_params())
+        state = built.init(None if initial_params is None else initial_params(), config.seed)
     if hosts.is_first():
         records = open_sinks(config, workdir, first + 1, (meta or {}).get("fingerprint", ""), console.note)
     else:
@@ -145,8 +145,7 @@ def train(
         stage = stages.at(step)
         shape = (micro, stage.batch_size // micro, stage.sequence_length)
         batch = place_batch(mesh, shape, lambda rows, columns: loader.batch(step, rows, columns))
-        scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
-        return batch, hosts.replicate(mesh, scalars)
+        return batch, hosts.replicate(mesh, step_scalars(config, step))
 
     # 3. Metrics, fetched one step late so that the devices never wait for the host.
     flops_per_token = {
@@ -210,17 +209,15 @@ def train(
         )
 
     # 4. One program per batch shape, compiled when its first batch comes.
-    programs: dict[tuple[int, int], Callable] = {}
-
     def program(step: int, batch: Any, hparams: Any) -> Callable:
         shape = (stages.at(step).batch_size, stages.at(step).sequence_length)
-        if shape not in programs:
+        if shape not in built.programs:
             report()  # else the step before would wait for its record, and its time would hold the compilation
             if len(stages) > 1:
                 console.note(f"step {step}: batch {shape[0]} x {shape[1]} tokens; compiling")
             with clock.paused():
-                programs[shape] = built.step.lower(state, batch, hparams).compile()
-        return programs[shape]
+                built.programs[shape] = built.step.lower(state, batch, hparams).compile()
+        return built.programs[shape]
 
     # 5. The loop.
     profiler, agreement = _Profiler(join(workdir, "profile"), config.log.profile), hosts.Agreement(mesh)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -51,9 +52,11 @@ class BuiltStep:
     mesh: Mesh
     local: LocalModel  # as it is trained
     state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
-    init: Callable[..., TrainState]  # jitted: each shard is made on its own device; takes parameters to start from
+    init: Callable[..., TrainState]  # (params to start from or None, seed); each shard is made on its own device
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
     gradients: Callable  # (params, frozen, batch, grad_scale, key) -> (gradients, the objective's sums); not jitted
+    # `step` compiled, by (rows, tokens per row) of its batch; runs that share a `BuiltStep` share these.
+    programs: dict[tuple[int, int], Callable] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     def evaluation_params(self, state: TrainState) -> Any:
         """Return the parameters to evaluate and sample with: their moving average where there is one."""
@@ -65,12 +68,21 @@ def build_model(config: Config, mesh: Mesh) -> Transformer:
     return Transformer(config.model, config.precision, auto_layout(mesh))
 
 
+def step_scalars(config: Config, step: int) -> dict[str, np.generic]:
+    """Return what the compiled step takes as `hparams` at a step: `lm.optim.hyperparameters`, and the seed.
+
+    Configs that differ in these alone share one program.
+    """
+    scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
+    return {**scalars, "seed": np.uint32(config.seed)}
+
+
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     """Return the step for a resolved config with its `vocab_size` filled in; allocates nothing.
 
     The batch holds `[A, B / A, T]` arrays: A micro-batches whose gradients are summed. The loss is
     normalized by the token weight of the whole global batch, so accumulation over unequal masks
-    equals one large batch. `hparams` is `lm.optim.hyperparameters(...)` as device scalars.
+    equals one large batch. `hparams` is `step_scalars(...)` on the devices.
     """
     model, micro_batches = build_model(config, mesh), config.optimizer.accumulation_steps
     local = local_model(config, mesh, micro_batches=micro_batches, whole_rows=not config.data.document_mask)
@@ -79,8 +91,8 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
     precision, ema_decay = config.precision, config.optimizer.ema_decay
     is_scaled = precision.compute == "float16"
 
-    def make_state(params=None) -> TrainState:
-        params = model.init(jax.random.key(config.seed)) if params is None else params
+    def make_state(params, seed) -> TrainState:
+        params = model.init(jax.random.key(seed)) if params is None else params
         optimizer = build_optimizer(config, hyperparameters(config.optimizer, 0))
         extra = {"ema": ema.initial(params)} if ema_decay is not None else {}
         extra |= {"loss_scale": loss_scale.initial(precision)} if is_scaled else {}
@@ -115,7 +127,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
 
     def train_step(state: TrainState, batch, hparams):
         tokens = jnp.sum(batch["weights_BT"])
-        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        step_key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
         optimizer = build_optimizer(config, hparams)
         opt_state = jax.device_put(state.opt_state, on_device) if is_offloaded else state.opt_state
         training_params = optimizer.training_params(state.params, opt_state)
@@ -152,7 +164,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
             metrics |= scaling
         return dataclasses.replace(new, step=state.step + 1), metrics
 
-    shapes = jax.eval_shape(make_state)
+    shapes = jax.eval_shape(make_state, None, np.uint32(0))
     table, optimizer_table = parameter_axes(zero.stage), optimizer_axes(zero.stage)
     shardings = TrainState(
         step=replicated(mesh),
@@ -186,13 +198,14 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         laid = parameter_shardings(mesh, params, optimizer_table)
         return jax.tree.map(jax.lax.with_sharding_constraint, params, laid)
 
+    jitted_init = jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh))
     return BuiltStep(
         model=model,
         mesh=mesh,
         local=local,
         gradients=all_gradients,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
-        init=jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh)),
+        init=lambda params=None, seed=config.seed: jitted_init(params, np.uint32(seed)),
         step=jax.jit(
             in_compute_type(train_step, precision.compute),
             donate_argnums=0,

@@ -9,10 +9,9 @@ from jax.sharding import Mesh
 
 from lm.axes import MESH_AXES
 from lm.config import Config, apply_overrides, default
-from lm.optim import hyperparameters
 from lm.parallel.mesh import make_mesh, place_batch, replicated
 from lm.resolve import resolve
-from lm.train.step import BuiltStep, build_step
+from lm.train.step import BuiltStep, build_step, step_scalars
 
 V, B, T = 96, 16, 12
 
@@ -66,9 +65,7 @@ def fake_batch(mesh: Mesh, step: int, micro: int = 1) -> dict[str, jax.Array]:
 
 
 def scalars(built: BuiltStep, step: int, config: Config | None = None) -> dict[str, jax.Array]:
-    optimizer = (config or small_config()).optimizer
-    values = {name: np.float32(value) for name, value in hyperparameters(optimizer, step).items()}
-    return jax.device_put(values, replicated(built.mesh))
+    return jax.device_put(step_scalars(config or small_config(), step), replicated(built.mesh))
 
 
 def run_steps(built: BuiltStep, steps: int, config: Config | None = None, micro: int = 1) -> list[float]:

@@ -175,7 +175,7 @@ class Quiet:
 def with_scale(built, scale: float):
     """The same compiled step, from another `precision.loss_scale_init`."""
 
-    def init():
+    def init(*args):
         state = built.init()
         start = jax.device_put(np.float32(scale), state.extra["loss_scale"]["scale"].sharding)
         return dataclasses.replace(

@@ -119,3 +119,19 @@ def test_without_a_document_mask_a_row_is_one_document():
     assert loss(config, batch) == loss(config, whole)
     assert loss(config, batch) == pytest.approx(loss(masked, whole), abs=1e-6)
     assert abs(loss(config, batch) - loss(masked, batch)) > 1e-4
+
+
+def test_another_seed_shares_the_program_and_gets_what_its_own_step_gives_it():
+    dropout = {"model.dropout": "0.3"}
+    shared, config = built_step(small_config(**dropout)), small_config(seed="5", **dropout)
+    own = built_step(config)
+    results = []
+    for built in (shared, own):
+        state = built.init(None, 5)
+        state, metrics = built.step(state, fake_batch(built.mesh, 0), scalars(built, 0, config))
+        results.append((state.params, metrics))
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    _, metrics = shared.step(shared.init(), fake_batch(shared.mesh, 0), scalars(shared, 0, small_config(**dropout)))
+    assert metrics["loss"] != results[0][1]["loss"]
+    assert shared.step._cache_size() == 1

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from lm.axes import optimizer_axes, parameter_axes
-from lm.config import Config
+from lm.config import Config, DataConfig, OptimizerConfig
 from lm.errors import ConfigError
 from lm.kernels.linear import in_compute_type
 from lm.model import Transformer
@@ -75,6 +75,29 @@ def step_scalars(config: Config, step: int) -> dict[str, np.generic]:
     """
     scalars = {name: np.float32(value) for name, value in hyperparameters(config.optimizer, step).items()}
     return {**scalars, "seed": np.uint32(config.seed)}
+
+
+# Fields that the compiled step takes as inputs (`step_scalars`), and those of the schedule behind them.
+_INPUTS = (
+    *("learning_rate", "adam_learning_rate", "weight_decay", "b1", "b2", "muon_momentum", "muon_b2", "clip_norm"),
+    *("adafactor_decay", "adafactor_clip", "num_steps", "warmup_steps", "schedule", "final_learning_rate"),
+    "decay_fraction",
+)
+_DATA = ("sequence_length", "batch_size", "stages", "document_mask")  # what the step depends on of the data
+
+
+def program_config(config: Config) -> Config:
+    """Return a config with all that its compiled step does not depend on at the default: equal ones share a program."""
+    inputs = {name: getattr(OptimizerConfig, name) for name in _INPUTS}
+    return Config(
+        objective=config.objective,
+        z_loss=config.z_loss,
+        model=config.model,
+        data=DataConfig(**{name: getattr(config.data, name) for name in _DATA}),
+        optimizer=dataclasses.replace(config.optimizer, **inputs),
+        precision=config.precision,
+        parallel=config.parallel,
+    )
 
 
 def build_step(config: Config, mesh: Mesh) -> BuiltStep:

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from lm.train.aot import abstract_inputs
+from lm.train.step import program_config
 from tests.train.common import built_step, fake_batch, numpy_batch, run_steps, scalars, small_config
 
 
@@ -135,3 +137,24 @@ def test_another_seed_shares_the_program_and_gets_what_its_own_step_gives_it():
     _, metrics = shared.step(shared.init(), fake_batch(shared.mesh, 0), scalars(shared, 0, small_config(**dropout)))
     assert metrics["loss"] != results[0][1]["loss"]
     assert shared.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
+def test_configs_of_one_program_lower_to_the_same_text(optimizer):
+    config = small_config(**{"optimizer.name": optimizer})
+    other = small_config(
+        seed="3",
+        **{"optimizer.name": optimizer, "optimizer.learning_rate": "0.3", "optimizer.adam_learning_rate": "0.1"},
+        **{"optimizer.weight_decay": "0", "optimizer.b1": "0.5", "optimizer.b2": "0.6", "optimizer.num_steps": "7"},
+        **{"optimizer.muon_momentum": "0.4", "optimizer.muon_b2": "0.3", "optimizer.clip_norm": "None"},
+        **{"optimizer.adafactor_decay": "0.7", "optimizer.adafactor_clip": "3", "optimizer.warmup_steps": "2"},
+        **{"optimizer.schedule": "wsd", "optimizer.final_learning_rate": "0.5", "optimizer.decay_fraction": "0.9"},
+        **{"data.source": "text", "data.path": "x", "data.packing": "best_fit", "eval.tokens": "9", "init_from": "y"},
+    )
+    assert program_config(config) == program_config(other)
+    assert program_config(config) != program_config(small_config(**{"optimizer.muon_iterations": "4"}))
+    texts = [
+        built.step.lower(built.state, *abstract_inputs(c, built.mesh)).as_text()
+        for c, built in ((config, built_step(config)), (other, built_step(other)))
+    ]
+    assert texts[0] == texts[1]

@@ -1,0 +1,411 @@
+"""One run of training, from a resolved config to what came of it: data, folder, step, hooks and loop.
+
+`lm train` does one; a sweep does many in one process, and those that differ in traced inputs alone share their
+compiled programs (`Shared`).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm.checkpoint.run_folder import read_run_info
+from lm.commands import common, eval_tasks
+from lm.config import Config, to_dict
+from lm.errors import ConfigError, UsageError
+from lm.resolve import fingerprint, with_vocabulary
+from lm.storage import LineLog, exists, is_remote, join, locked, make_folder, read_text, write_atomic
+
+_SHARED_SECONDS = 60.0  # in which a network disk shows a file that another host has written
+
+
+class Shared:
+    """What runs of one process may share: the mesh, and per program the step, the evaluator and the sampler."""
+
+    def __init__(self):
+        self._made: dict[Any, Any] = {}
+
+    def once(self, kind: str, config: Config, make: Callable[[], Any]) -> Any:
+        """Return what `make()` returned for the first config whose program is the same as this one's."""
+        from lm.train.step import program_config
+
+        key = kind, program_config(config)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def run_training(
+    config: Config,
+    workdir: str,
+    *,
+    config_file: str,
+    interrupts,
+    shared: Shared | None = None,
+    console: Callable[[str, int], Any] | None = None,
+    with_report: bool = True,
+) -> dict[str, Any] | None:
+    """Train a run, or continue the one in its folder, and return what came of it; None on all hosts but the first.
+
+    Args:
+      config: resolved for the devices that are here.
+      workdir: the run's folder.
+      config_file: where the config comes from; the run is named after it.
+      interrupts: `lm.train.interrupts.Interrupts`, installed.
+      shared: with other runs of this process.
+      console: makes what shows records from the folder and the number of steps; None: `lm.train.console.Console`.
+      with_report: write `report.html`.
+
+    Raises:
+      Preempted: stopped by a signal after saving.
+      ConfigError, UsageError, LmError: as `lm.data.prepare.prepare` and `lm.train.loop.train`; the folder holds
+        another run.
+    """
+    start = time.monotonic()
+    if is_remote(workdir) and not workdir.startswith(("gs://", "s3://")):
+        raise UsageError(f"--workdir {workdir}: expected a local folder, gs:// or s3://.")
+    init_from = _init_fingerprint(config, workdir)
+    make_folder(workdir)
+
+    from lm import hosts
+    from lm.data.dataset import open_data
+    from lm.data.loader import Loader
+    from lm.data.prepare import prepare
+    from lm.parallel.devices import detect
+    from lm.parallel.mesh import make_mesh
+    from lm.plan.gate import check_fits
+    from lm.report.run import write_run_report
+    from lm.train.console import Console, SilentConsole, compact
+    from lm.train.loop import train
+    from lm.train.step import build_step
+
+    shared = shared or Shared()
+    with contextlib.ExitStack() as stack:
+        hosts.first_alone(lambda: stack.enter_context(locked(workdir)))
+        num_steps = config.optimizer.num_steps
+        shown = stack.enter_context((console or Console)(workdir, num_steps) if hosts.is_first() else SilentConsole())
+        # 1. Data: prepared once, kept in the cache.
+        tasks = eval_tasks.tasks_of(config.eval)  # refused now, not after the data is prepared
+        progress = common.data_progress(shown.note)
+        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
+        loader = Loader(
+            dataset,
+            sequence_length=config.data.sequence_length,
+            stages=config.data.schedule,
+            packing=config.data.packing,
+            document_mask=config.data.document_mask,
+            seed=config.seed,
+        )
+        _check_tokenizer(config, dataset)
+        validation = _validation_batches(config, dataset)
+        config = with_vocabulary(config, dataset.vocab_size)
+        check_fits(config, detect())
+
+        # 2. The run's folder: a new one, or one of the same config.
+        identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
+        info = {**_run_info(config, identity, dataset, config_file), "init_from": init_from}
+        _check_hosts_agree(info)
+        hosts.first_alone(lambda: _claim_folder(workdir, config, info, dataset))
+        _check_folder_is_shared(workdir)
+
+        # 3. The step and the hooks, then the loop.
+        built = shared.once("step", config, lambda: build_step(config, make_mesh(config.parallel)))
+        shown.note(
+            f"{config_file}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
+            f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding"
+            + ("" if built.programs else "; compiling")
+        )
+        state = train(
+            config,
+            built,
+            loader,
+            workdir,
+            console=shown,
+            hooks=[
+                *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
+                *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
+            ],
+            initial_params=_initial_params(config, built),
+            interrupts=interrupts,
+            peak_flops=detect().peak_flops(config.precision.compute),
+            meta={"fingerprint": identity},
+        )
+
+        loader.check()  # a short run may be done before a large corpus is hashed
+
+        # 4. What came of it.
+        def result() -> dict[str, Any]:
+            page = write_run_report(workdir) if with_report else None
+            return _result(workdir, info, int(state.step), time.monotonic() - start, page)
+
+        found = hosts.first_alone(result)
+        if found:
+            shown.summary(_summary(found))
+        return found
+
+
+def _summary(result: dict[str, Any]) -> dict[str, str]:
+    from lm.train.console import compact, duration
+
+    bits, mfu = result["bits_per_byte"], result["mfu"]
+    return {
+        "validation": f"{bits:.4f} bits per byte" if bits else "no validation",
+        "parameters": compact(result["num_parameters"]),
+        "tokens": compact(result["tokens"]),
+        "tokens/s": compact(result["tokens_per_second"]),
+        "MFU": "unknown chip" if mfu is None else f"{mfu:.1%}",
+        "wall time": duration(result["seconds"]),
+        "report": result["report"] or "-",
+    }
+
+
+def _init_fingerprint(config: Config, workdir: str) -> str | None:
+    """Return the fingerprint of the run that training starts from; once begun, the run itself knows it."""
+    if not config.init_from:
+        return None
+    if exists(join(workdir, "config.json")) and not exists(join(config.init_from, "config.json")):
+        return read_run_info(workdir).get("init_from")
+    return read_run_info(config.init_from)["fingerprint"]
+
+
+def _check_tokenizer(config: Config, dataset) -> None:
+    """Refuse to start from parameters whose token ids mean other strings.
+
+    Raises:
+      ConfigError: `init_from` was trained with another tokenizer.
+    """
+    from lm.tokenizer import load_tokenizer
+
+    path = join(config.init_from or "", "tokenizer.tiktoken")
+    if config.init_from and exists(path) and load_tokenizer(path).sha256 != dataset.tokenizer.sha256:
+        raise ConfigError(
+            f'config.init_from="{config.init_from}" was trained with another tokenizer; set config.data.tokenizer="{path}".'
+        )
+
+
+def _initial_params(config: Config, built):
+    if not config.init_from:
+        return None
+
+    def restore():
+        from lm.checkpoint.store import Checkpoints
+
+        source = Checkpoints(join(config.init_from, "checkpoints"), warn=common.note)
+        return source.restore({"params": built.state.params}).items["params"]
+
+    return restore
+
+
+def _run_info(config: Config, identity: str, dataset, config_file: str) -> dict[str, Any]:
+    import jax
+
+    from lm.commands.environment import describe_environment
+    from lm.model.flops import parameter_counts
+
+    counts = {split: dataset.counts(split) for split in dataset.splits}
+    tokenizer = dataset.tokenizer
+    return {
+        "config": to_dict(config),
+        "fingerprint": identity,
+        "config_folder": os.path.dirname(os.path.abspath(config_file)),
+        "name": os.path.splitext(os.path.basename(config_file))[0],
+        "num_parameters": parameter_counts(config.model)["total"],
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "data": {
+            "manifest_hash": dataset.hash,
+            "source": config.data.source,
+            "tokenizer": f"{tokenizer.name} ({tokenizer.vocab_size} tokens)",
+            "train_tokens": counts["train"]["tokens"],
+            "train_bytes": counts["train"]["bytes"],
+        },
+        **describe_environment(),
+    }
+
+
+def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -> None:
+    """Write `config.json` and the tokenizer, or check that the folder's run is this one."""
+    from lm.checkpoint.layout import finished_steps
+    from lm.tokenizer import save
+
+    path = join(workdir, "config.json")
+    # A start that failed before its first step leaves nothing to continue or to lose.
+    begun = LineLog(join(workdir, "metrics.jsonl")).read() or finished_steps(join(workdir, "checkpoints"))
+    if exists(path) and begun:
+        there = read_run_info(workdir)
+        if there.get("data", {}).get("manifest_hash") != info["data"]["manifest_hash"]:
+            raise ConfigError(
+                f'"{workdir}" holds a run on other data (manifest {there["data"]["manifest_hash"][:12]}, '
+                f"now {info['data']['manifest_hash'][:12]}); restore the data or choose another --workdir."
+            )
+        if there["fingerprint"] != info["fingerprint"]:
+            different = ", ".join(_differences(there["config"], info["config"])) or "config.init_from"
+            raise ConfigError(
+                f'"{workdir}" holds a run of another config ({different} differ); choose another --workdir.'
+            )
+    save(dataset.tokenizer, join(workdir, "tokenizer.tiktoken"))
+    write_atomic(path, json.dumps(info, indent=2, default=str) + "\n")
+
+
+def _check_hosts_agree(info: dict[str, Any]) -> None:
+    """Refuse hosts that would not run the same program on the same data.
+
+    Raises:
+      ConfigError: this process's config or data are not the first one's.
+    """
+    import jax
+
+    from lm import hosts
+
+    def shared(config: dict) -> dict:  # where a host keeps its data is its own affair
+        own = ("path", "cache", "workers")
+        return {**config, "data": {name: value for name, value in config["data"].items() if name not in own}}
+
+    mine = {"config": shared(info["config"]), "manifest": info["data"]["manifest_hash"]}
+    texts = hosts.gather(json.dumps(mine, sort_keys=True))
+    first, here = json.loads(texts[0]), json.loads(texts[jax.process_index()])
+    who = f"process {jax.process_index()}"
+    if here["config"] != first["config"]:
+        different = ", ".join(_differences(first["config"], here["config"]))
+        raise ConfigError(f"{who} has another config than process 0 ({different} differ); give all hosts the same.")
+    if here["manifest"] != first["manifest"]:
+        raise ConfigError(
+            f"{who} has other data than process 0 (manifest {here['manifest'][:12]}, {first['manifest'][:12]} there); "
+            "copy the prepared data, or build it once with `lm data build` and use config.data.source=shards."
+        )
+    hosts.gather()
+
+
+def _check_folder_is_shared(workdir: str) -> None:
+    """Refuse a folder that is not the same one on all hosts: each would save a part of the checkpoints.
+
+    Raises:
+      UsageError: this process does not see what the first one has just written.
+    """
+    import jax
+
+    from lm import hosts
+
+    def digest() -> str:
+        path = join(workdir, "config.json")
+        return hashlib.sha256(read_text(path).encode()).hexdigest() if exists(path) else ""
+
+    first = hosts.gather(digest() if hosts.is_first() else "")[0]
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not hosts.is_first() and digest() != first:
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"--workdir {workdir}: process {jax.process_index()} does not see what process 0 writes there; "
+                "choose a folder on a disk that all hosts share, or gs://."
+            )
+        time.sleep(1)
+    hosts.gather()
+
+
+def _differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    out = []
+    for name in new:
+        a, b = old.get(name), new[name]
+        if isinstance(b, dict) and isinstance(a, dict):
+            out += _differences(a, b, f"{prefix}.{name}")
+        elif json.dumps(a) != json.dumps(b):
+            out.append(f"{prefix}.{name}")
+    return out
+
+
+def _validation_batches(config: Config, dataset):
+    """Open (and so check) the validation split; None if there is none."""
+    from lm.data.windows import EvalBatches
+
+    if "validation" not in dataset.splits:
+        return None
+    return EvalBatches.of_split(
+        dataset,
+        "validation",
+        sequence_length=config.data.sequence_length,
+        batch_size=config.eval.batch_size
+        or config.parallel.stage * config.data.batch_size // config.optimizer.accumulation_steps,
+        stride=config.eval.stride or config.data.sequence_length,
+        max_tokens=config.eval.tokens,
+    )
+
+
+def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, shared: Shared) -> list:
+    """Validation and samples, as the loop's hooks."""
+    from lm import hosts
+    from lm.evaluate import LossEvaluator
+    from lm.infer import Generator, SamplingConfig
+    from lm.parallel.local import local_model
+    from lm.train.loop import Hook
+
+    hooks = []
+    if validation is not None:
+        stride = config.eval.stride or config.data.sequence_length
+        evaluator = shared.once(
+            "evaluator",
+            config,
+            lambda: LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"])),
+        )
+
+        def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
+            figures = evaluator(params, validation)
+            return [{"kind": "eval", "step": step, "split": "validation", "stride": stride, **figures}]
+
+        hooks.append(Hook(config.eval.every_steps, evaluate))
+    if config.log.sample_prompts:
+        generator = shared.once(
+            f"sampler {tokenizer.sha256}",
+            config,
+            lambda: Generator(built.model, tokenizer.vocab_size, tokenizer.eot_id),
+        )
+        prompts = [tokenizer.encode_document(prompt).tolist() for prompt in config.log.sample_prompts]
+        new_tokens = config.log.sample_tokens
+        if config.model.positions == "learned":
+            new_tokens = min(new_tokens, config.model.max_positions - max(map(len, prompts)))
+        if new_tokens < 1:
+            raise ConfigError(
+                f"config.log.sample_prompts: a prompt fills all {config.model.max_positions} learned positions; shorten it."
+            )
+
+        def write_samples(step: int, params) -> Sequence[dict[str, Any]]:
+            rows = generator(params, prompts, max_new_tokens=new_tokens, sampling=SamplingConfig(temperature=0.8))
+            texts = [
+                prompt + tokenizer.decode(ids) for prompt, ids in zip(config.log.sample_prompts, rows, strict=True)
+            ]
+            if not hosts.is_first():
+                return []
+            make_folder(join(workdir, "samples"))
+            write_atomic(join(workdir, "samples", f"{step}.txt"), "\n\n".join(texts) + "\n")
+            console.note(f"step {step} · sample: {texts[0]!r:.100}")
+            return []
+
+        hooks.append(Hook(config.log.sample_every_steps, write_samples))
+    return hooks
+
+
+def _result(workdir: str, info: dict, step: int, seconds: float, report: str | None) -> dict[str, Any]:
+    from lm.train.metrics import read_metrics
+
+    records = read_metrics(workdir)
+    evals = [r for r in records if r.get("kind") == "eval" and r["step"] == step]
+    train = [r for r in records if r.get("kind", "train") == "train"]
+    rates = [r["tokens_per_second"] for r in train if r.get("tokens_per_second")]
+    mfus = [r["mfu"] for r in train if r.get("mfu")]
+    sample = join(workdir, "samples", f"{step}.txt")
+    return {
+        "step": step,
+        "loss": evals[-1]["loss"] if evals else None,
+        "perplexity": evals[-1]["perplexity"] if evals else None,
+        "bits_per_byte": evals[-1]["bits_per_byte"] if evals else None,
+        "train_loss": train[-1]["loss"] if train else None,
+        "tokens": train[-1]["tokens"] if train else 0,
+        "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        "mfu": sorted(mfus)[len(mfus) // 2] if mfus else None,
+        "seconds": seconds,
+        "num_parameters": info["num_parameters"],
+        "fingerprint": info["fingerprint"],
+        "sample": read_text(sample) if exists(sample) else None,
+        "report": report,
+    }

@@ -7,7 +7,7 @@ the result.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import ConfigError
@@ -275,21 +275,36 @@ def apply_overrides(config_dict, overrides: Sequence[tuple[str, str]]) -> None:
       ConfigError: the path is unknown or the text does not read as the field's type.
     """
     for path, text in overrides:
-        *sections, name = path.split(".")
-        section_type, section = Config, config_dict
-        for depth, part in enumerate(sections):
-            hints = field_types(section_type)
-            if part not in hints or not dataclasses.is_dataclass(hints[part]):
-                raise unknown_field(".".join(sections[: depth + 1]), part, hints)
-            section_type, section = hints[part], section[part]
+        section, name, kind = _field(config_dict, path)
+        section[name] = parse(path, text, kind)
+
+
+def set_fields(config_dict, values: Mapping[str, Any]) -> None:
+    """Change a nested mapping in place from `{"model.num_layers": 8}`; `resolve` checks the values.
+
+    Raises:
+      ConfigError: a path is unknown.
+    """
+    for path, value in values.items():
+        section, name, _ = _field(config_dict, path)
+        section[name] = value
+
+
+def _field(config_dict, path: str) -> tuple[Any, str, Any]:
+    """Return the section that holds a field, the field's name in it, and its type."""
+    *sections, name = path.split(".")
+    section_type, section = Config, config_dict
+    for depth, part in enumerate(sections):
         hints = field_types(section_type)
-        if name not in hints:
-            raise unknown_field(path, name, hints)
-        if dataclasses.is_dataclass(hints[name]):
-            raise ConfigError(
-                f"config.{path} is a section; set one of its fields: {', '.join(field_types(hints[name]))}."
-            )
-        section[name] = parse(path, text, hints[name])
+        if part not in hints or not dataclasses.is_dataclass(hints[part]):
+            raise unknown_field(".".join(sections[: depth + 1]), part, hints)
+        section_type, section = hints[part], section[part]
+    hints = field_types(section_type)
+    if name not in hints:
+        raise unknown_field(path, name, hints)
+    if dataclasses.is_dataclass(hints[name]):
+        raise ConfigError(f"config.{path} is a section; set one of its fields: {', '.join(field_types(hints[name]))}.")
+    return section, name, hints[name]
 
 
 def remat_names(policy: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -203,6 +203,35 @@ def write_atomic(path: str, data: bytes | str) -> None:
         raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
 
 
+def create(path: str, data: bytes | str) -> bool:
+    """Write a whole file unless there is one, as one step: of several that try, one gets True.
+
+    On an object store that knows no conditional put, two at the same instant may both get it.
+
+    Raises:
+      LmError: the file cannot be written.
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    if is_remote(path):
+        with of_store(path, "write"):
+            try:
+                filesystem(path).pipe_file(path, payload, mode="create")
+            except FileExistsError:
+                return False
+        return True
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    write_atomic(temporary, payload)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
+    finally:
+        os.remove(temporary)
+    return True
+
+
 def upload(folder: str, url: str, last: str) -> None:
     """Copy a local folder to an object store, its file `last` after all others: who sees that one sees all.
 

@@ -30,21 +30,39 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
       UsageError: there is no such file.
       ConfigError: it has no `get_config`, raises, or an override is wrong.
     """
-    if not os.path.isfile(path):
-        raise UsageError(f'no config file "{path}". Try experiments/tiny.py.')
-    spec = importlib.util.spec_from_file_location("lm_experiment", path)
-    if spec is None:
-        raise ConfigError(f'"{path}" is not a Python file with a get_config().')
     from ml_collections import ConfigDict
 
+    config = call_in_file(path, "get_config", like="experiments/tiny.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f'"{path}": get_config() returned {config!r:.60}; expected lm.config.default(), changed.')
+    apply_overrides(config, overrides)
+    return config
+
+
+def call_in_file(path: str, function: str, *, like: str) -> Any:
+    """Run a Python file and return what its `function()` returns.
+
+    Args:
+      path: the file; what it names as "package.module:Name" is found beside it too.
+      function: without arguments.
+      like: a file to start from, for the errors.
+
+    Raises:
+      UsageError: there is no such file.
+      ConfigError: it has no such function, or raises.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f'no file "{path}". Try {like}.')
+    spec = importlib.util.spec_from_file_location("lm_experiment", path)
+    if spec is None:
+        raise ConfigError(f'"{path}" is not a Python file with a {function}().')
     module = importlib.util.module_from_spec(spec)
-    folder = os.path.dirname(os.path.abspath(path))
-    find_extensions_in(folder)
+    find_extensions_in(os.path.dirname(os.path.abspath(path)))
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f'"{path}" has no get_config(). Start from experiments/tiny.py.')
-        config = module.get_config()
+        if not hasattr(module, function):
+            raise ConfigError(f'"{path}" has no {function}(). Start from {like}.')
+        return getattr(module, function)()
     except LmError:
         raise
     except AttributeError as error:
@@ -57,10 +75,6 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()):
         raise ConfigError(f'"{path}" sets "{typo[1]}", which is not a field there.{hint}') from error
     except Exception as error:  # the user's own file: whatever is wrong in it is a config error
         raise ConfigError(f'"{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f'"{path}": get_config() returned {config!r:.60}; expected lm.config.default(), changed.')
-    apply_overrides(config, overrides)
-    return config
 
 
 def find_extensions_in(folder: str) -> None:

@@ -37,6 +37,13 @@ def setup_jax(config_cache: str | None = None, cpu_devices: int = 1, xla_flags: 
     return jax
 
 
+def leave_devices_alone() -> None:
+    """Keep this process on the CPU: it computes nothing, and what it starts needs the accelerators for itself."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _keep_freed_memory() -> None:
     """Stop glibc from giving every freed buffer back to the kernel.
 

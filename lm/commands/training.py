@@ -37,6 +37,13 @@ class Shared:
             self._made[key] = make()
         return self._made[key]
 
+    def step_bytes(self, config: Config) -> int | None:
+        """Return the device's bytes in a step of the config: state, batch and temporaries; None: not compiled here."""
+        built = self.once("step", config, lambda: None)
+        found = [program.memory_analysis() for program in built.programs.values()] if built else []
+        sizes = [m.argument_size_in_bytes + m.temp_size_in_bytes for m in found if m is not None]
+        return max(sizes, default=None)
+
 
 def run_training(
     config: Config,

@@ -1,0 +1,1 @@
+"""Sweeps: variants of a config over seeds, run, kept in one folder, and judged."""

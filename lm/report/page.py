@@ -70,6 +70,12 @@ def paragraph(text: object) -> Markup:
     return Markup(f"<p>{escape(text)}</p>")
 
 
+def statements(lines: Iterable[tuple[str, object]]) -> Markup:
+    """Return `(kind, sentence)` as a list; the kinds `better` and `worse` are marked in their colours."""
+    items = "\n".join(f'<li class="{escape(kind)}">{escape(sentence)}</li>' for kind, sentence in lines)
+    return Markup(f'<ul class="statements">\n{items}\n</ul>')
+
+
 def numbers(figures: Sequence[tuple[str, str, str]]) -> Markup:
     """Return `(name, value, remark)` as a grid of figures; the first stands out."""
     cells = (
@@ -150,6 +156,14 @@ p { max-width: 68ch; margin: 8px 0; }
 dl, dd { margin: 0; }
 .notice { max-width: none; margin: 0 0 16px; padding: 8px 16px; border-left: 3px solid var(--alarm);
   background: var(--raised); }
+.statements { margin: 0; padding: 0; list-style: none; }
+.statements li { max-width: 76ch; margin: 0 0 8px; padding: 2px 0 2px 14px; border-left: 3px solid var(--rule);
+  overflow-wrap: anywhere; }
+.statements .better { border-color: var(--series-2); font-weight: 600; }
+.statements .worse { border-color: var(--series-5); }
+.statements .remark { border-color: transparent; color: var(--quiet); }
+.better > b { color: var(--series-2); }
+.worse > b { color: var(--series-5); }
 .numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 20px 24px;
   padding: 20px 0; border-top: 1px solid var(--rule); border-bottom: 1px solid var(--rule); }
 .numbers dt { color: var(--quiet); font-size: 13px; line-height: 1.4; }

@@ -81,6 +81,7 @@ def line_plot(
     zero_line: bool = False,
     log_x: bool = False,
     x_ticks: Sequence[float] = (),
+    legend: bool = True,
 ) -> str | None:
     """Return an SVG element, or None if there is no finite value to draw.
 
@@ -94,6 +95,7 @@ def line_plot(
       zero_line: draw a line at y = 0, and show all values.
       log_x: the x axis is logarithmic.
       x_ticks: where its ticks are, as far as there is room; none: chosen.
+      legend: name the lines.
     """
     drawn = [(item, *item.finite()) for item in series]
     drawn = [(item, x, y) for item, x, y in drawn if np.isfinite(y).any()]
@@ -149,7 +151,7 @@ def line_plot(
         dress(axes, "y")
         if zero_line:
             axes.axhline(0, color=INK, alpha=0.55, linewidth=1)
-        if any(item.label for item, _, _ in drawn):
+        if legend and any(item.label for item, _, _ in drawn):
             axes.legend(frameon=False, labelcolor=INK, loc="upper right", fontsize=10)
 
     return draw(paint, name=name, description=description, width=width, height=height)

@@ -28,6 +28,7 @@ from scipy import optimize, special, stats
 LEVEL = 0.05  # family-wise: how often a sweep without any difference sees one
 POWER = 0.8
 SCATTER_LEVEL = 0.05  # below this p a variant is judged by its own scatter too
+FALSE_ALARMS = 0.3  # and that in so many variants of a sweep, at most: many variants are tested more strictly
 OUTLIER_LEVEL = 0.001  # and below this one its scatter says nothing about the others
 _NODES = 129  # of each of the two integrals of Dunnett's distribution: the trapezium rule is exact to 1e-10 there
 
@@ -121,7 +122,8 @@ def judge(values: Values, baseline: str, level: float = LEVEL) -> Judgement:
     outliers = _outliers(values)
     pool = {name: own for name, own in values.items() if name not in outliers}
     square, degrees, seed_sd = _noise(pool)
-    unsteady = [name for name in values if name in outliers or _scatter_p(pool, name) < SCATTER_LEVEL]
+    limits = {name: min(SCATTER_LEVEL, FALSE_ALARMS / len(values)) for name in values} | {baseline: SCATTER_LEVEL}
+    unsteady = [name for name in values if name in outliers or _scatter_p(pool, name) < limits[name]]
     correlation = _smallest_correlation([difference.seeds for difference in judged])
 
     def verdict_on(difference: Difference) -> Difference:

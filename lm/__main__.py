@@ -15,6 +15,7 @@ VERBS = {  # in the order of use
     "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
+    "report": "what a sweep says, as one page",
     "plan": "memory, communication and step time on hardware that is not here",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }

@@ -9,6 +9,7 @@ import numpy as np
 from lm.report.plots import INK, draw, dress, label_text, stand_in
 
 _COLORS = {"better": 2, "worse": 5}  # of the page's series: green and red; a verdict is written beside it, too
+_LABEL = 12.0  # pixels of a row's label
 _FARTHEST = 4.0  # times what three quarters of the rows need: a row beyond leaves the chart
 
 
@@ -71,10 +72,10 @@ def interval_chart(
             else:
                 at, mark = (left, "<") if row.mean < left else (right, ">")
                 axes.plot(at, place, mark, color=color, markersize=7, clip_on=False)
-            beside = {"color": color if row.kind in _COLORS else INK, "fontsize": 10, "va": "center"}
+            beside = {"color": color if row.kind in _COLORS else INK, "fontsize": _LABEL, "va": "center"}
             if labels_above:
                 label, across = label_text(row.label), axes.get_yaxis_transform()
-                axes.text(0.0, place - 0.42, label, transform=across, fontsize=10, va="center", color=INK)
+                axes.text(0.0, place - 0.42, label, transform=across, fontsize=_LABEL, va="center", color=INK)
                 axes.text(1.0, place - 0.42, row.remark, transform=across, ha="right", **beside)
             else:
                 axes.text(1.015, place, row.remark, transform=axes.get_yaxis_transform(), **beside)
@@ -82,11 +83,14 @@ def interval_chart(
             axes.set_yticks([])
         else:
             axes.set_yticks(range(len(rows)), [label_text(row.label) for row in rows])
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
 
         axes.xaxis.set_major_locator(MaxNLocator(max(3, int(width / 120)), steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.6g}'):g}"))
         axes.set_xlabel(label_text(x_label), color=INK)
         dress(axes, "x")
+        if not labels_above:
+            axes.tick_params(axis="y", labelsize=_LABEL)
 
     height = 56 + len(rows) * (40 if labels_above else 26)
     return draw(paint, name=name, description=description, width=width, height=height)

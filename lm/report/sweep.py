@@ -17,6 +17,7 @@ from lm.train.console import duration
 
 MOST_COLORED = 6  # lines of their own in the curves; the others are faint
 POINTS = 200  # of a curve
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 SKIPPED = 0.25  # of a run, in the curves of differences: at first they are large and say little
 
 
@@ -103,7 +104,7 @@ def _differences(sweep: Sweep, judgement: Judgement) -> list[page.Markup]:
     out = []
     for kind, options in (("wide", {"width": 876}), ("narrow", {"width": 420, "labels_above": True})):
         svg = interval_chart(
-            rows, name=f"differences-{kind}", description=told, x_label="← better   worse →", **options
+            rows, name=f"differences-{kind}", description=told, x_label="← better · worse →", **options
         )
         if svg:
             out.append(page.figure(svg, caption, kind))
@@ -115,10 +116,12 @@ def _table(sweep: Sweep, judgement: Judgement) -> page.Markup:
     rows = [[*cells[:-1], _marked(cells[-1])] for cells in text.table_cells(sweep, judgement)]
     return page.section(
         "Variants",
-        page.table(header, rows, numeric=range(1, len(header) - 1)),
+        page.table(header, rows, numeric=range(1, len(header) - 1), kind="tight"),
         page.fold(f"Values of each seed ({len(sweep.seeds)})", _per_seed(sweep, judgement)),
         page.heading("What a run took (medians)"),
-        page.table(text.COST_HEADER, text.cost_cells(sweep, judgement), numeric=range(1, len(text.COST_HEADER))),
+        page.table(
+            text.COST_HEADER, text.cost_cells(sweep, judgement), numeric=range(1, len(text.COST_HEADER)), kind="tight"
+        ),
     )
 
 
@@ -278,7 +281,7 @@ def _curves(sweep: Sweep, judgement: Judgement) -> page.Markup | None:
         "Curves",
         page.paragraph(
             "Lines are means over the seeds, bands reach from the lowest to the highest."
-            + (f" The {others} variants that are not named are faint." if others > 0 else "")
+            + (f" Faint: {text.counted(others, 'variant')} more." if others > 0 else "")
         ),
         figure("tokens", "wide", width=876, height=330),
         figure("tokens", "narrow"),
@@ -342,7 +345,9 @@ def _difference_curves(sweep: Sweep, curves: dict[tuple[str, int], Curve], color
     told = f"Difference to {sweep.baseline} over {label}. " + " ".join(
         f"{item.label} ends at {item.y[-1]:+.3g}." for item in series
     )
-    caption = f"Difference to {sweep.baseline}, paired by seed, over {label} (the first quarter is not shown)"
+    caption = (
+        f"Difference to {sweep.baseline}, paired by seed, over {label} (colours as above, without the first quarter)"
+    )
     return [
         page.figure(svg, caption, kind)
         for kind, options in (("wide", {"width": 876, "height": 250}), ("narrow", {}))
@@ -362,7 +367,7 @@ def _axis(axis: str, largest: float) -> tuple[float, str]:
     if axis == "tokens":
         return 1.0, "tokens"
     exponent = max(0, 3 * math.floor(math.log10(largest) / 3)) if largest > 0 else 0
-    return 10.0**exponent, f"training FLOPs, 10^{exponent}"
+    return 10.0**exponent, "training FLOPs" + (f", 10{str(exponent).translate(_RAISED)}" if exponent else "")
 
 
 def _configs(sweep: Sweep) -> page.Markup | None:

@@ -15,7 +15,7 @@ from lm.train.console import compact, duration, printable
 MOST_SENTENCES = 6  # of one kind; more variants are only named
 CONFIDENCE = f"{100 * (1 - LEVEL):.0f} %"
 
-Kind = Literal["better", "worse", "neither", "remark"]
+Kind = Literal["lead", "better", "worse", "neither", "remark"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Digits:
         return f"{self.difference(low)} to {self.difference(high)}" if math.isfinite(low) else "-"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return `1 seed`, `3 seeds`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -116,9 +117,7 @@ def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:
         failed, pending = sweep.count("failed"), sweep.count("pending")
         if not failed:
             return [("remark", f"No run has finished yet: {pending:,} pending.")]
-        ended = (
-            f"All {_counted(failed, 'run')}" if not pending else f"{_counted(failed, 'run')} of {failed + pending:,}"
-        )
+        ended = f"All {counted(failed, 'run')}" if not pending else f"{counted(failed, 'run')} of {failed + pending:,}"
         return [("remark", f"{ended} failed, none has finished; there is nothing to compare.")]
     if not sweep.values()[sweep.baseline]:
         return [("remark", f"The baseline {sweep.baseline} has no finished run, so nothing can be held against it.")]
@@ -132,7 +131,7 @@ def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:
         counts = {kind: sum(d.verdict == kind for d in judged) for kind in ("better", "worse", "no difference seen")}
         lines.append(
             (
-                "remark",
+                "lead",
                 f"Of {len(judged)} variants {counts['better']} beat {sweep.baseline}, {counts['worse']} are worse, "
                 f"and in {counts['no difference seen']} no difference is seen.",
             )
@@ -159,7 +158,7 @@ def _sentence(baseline: str, difference: Difference, unit: str, digits: Digits) 
     low, high = sorted((turn * difference.low, turn * difference.high))
     sure = (
         f"{digits.difference(turn * size)} {unit}, {CONFIDENCE} interval {digits.interval(low, high)}, "
-        f"{p_text(difference.p)}, {_counted(len(difference.seeds), 'seed')}"
+        f"{p_text(difference.p)}, {counted(len(difference.seeds), 'seed')}"
     )
     by = percent(turn * difference.percent)
     own = " Its runs scatter more than the others', so it is judged by their scatter alone." * difference.own_scatter
@@ -209,10 +208,10 @@ def _without_verdict(sweep: Sweep, judgement: Judgement, digits: Digits) -> list
         out.append(f"No finished run in common with {sweep.baseline}: {named(unfinished)}.")
     lost = [run.variant for run in sweep.runs if run.status == "failed" and run.variant not in failed]
     if lost:
-        told = [f"{name} ({_counted(lost.count(name), 'run')})" for name in dict.fromkeys(lost)]
+        told = [f"{name} ({counted(lost.count(name), 'run')})" for name in dict.fromkeys(lost)]
         out.append(f"Failed and left out: {named(told)}; what is said of them is of their other seeds.")
     if pending := sweep.count("pending"):
-        out.append(f"{_counted(pending, 'run')} of {len(sweep.runs):,} pending: this can change.")
+        out.append(f"{counted(pending, 'run')} of {len(sweep.runs):,} pending: this can change.")
     return out
 
 
@@ -256,7 +255,7 @@ def table_cells(sweep: Sweep, judgement: Judgement) -> list[list[str]]:
                 percent(difference.percent, sign=True),
                 digits.interval(difference.low, difference.high),
                 p,
-                difference.verdict or "no verdict",
+                (difference.verdict or "no verdict").removesuffix(" seen"),
             ]
         )
     return out
@@ -338,7 +337,7 @@ def method(sweep: Sweep, judgement: Judgement) -> str:
     digits = Digits(judgement)
     test = (
         f"Differences are paired by seed. Their noise (s = {digits.difference(judgement.residual_sd)}, "
-        f"{_counted(judgement.degrees_of_freedom, 'degree')} of freedom) is pooled over all runs in a model variant + seed."
+        f"{counted(judgement.degrees_of_freedom, 'degree')} of freedom) is pooled over all runs in a model variant + seed."
         if judgement.degrees_of_freedom
         else "Differences are paired by seed, each judged by its own scatter."
     )

@@ -162,7 +162,7 @@ p { max-width: 68ch; margin: 8px 0; }
 dl, dd { margin: 0; }
 .notice { max-width: none; margin: 0 0 16px; padding: 8px 16px; border-left: 3px solid var(--alarm);
   background: var(--raised); }
-.statements { margin: 0; padding: 0; list-style: none; }
+.statements { margin: 0 0 20px; padding: 0; list-style: none; }
 .statements li { max-width: 76ch; margin: 0 0 8px; padding: 2px 0 2px 14px; border-left: 3px solid var(--rule);
   overflow-wrap: anywhere; }
 .statements li:first-child { font-weight: 600; }

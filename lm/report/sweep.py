@@ -249,11 +249,11 @@ def _curves(sweep: Sweep, judgement: Judgement) -> page.Markup | None:
     is_validation = all(curve.is_validation for curve in curves.values())
     names = [row.name for row in text.rows_of(sweep, judgement) if any(name == row.name for name, _ in curves)]
     colored = _colored(sweep, judgement, names)
-    order = [name for name in names if name not in colored] + colored[::-1]
+    order = [name for name in names if name not in colored] + colored
     bands = {name: _band([curve for (own, _), curve in curves.items() if own == name]) for name in order}
     what = f"{'Validation' if is_validation else 'Training'} {text.unit_of(sweep)}"
     told = f"{what}, mean and range over the seeds. " + " ".join(
-        f"{name} ends at {bands[name]['mean'][-1]:.4g}." for name in reversed(order)
+        f"{name} ends at {bands[name]['mean'][-1]:.4g}." for name in colored
     )
 
     def figure(axis: str, kind: str, **options) -> page.Markup | None:
@@ -408,13 +408,10 @@ def _method(sweep: Sweep, judgement: Judgement) -> page.Markup:
     facts = {"runs": ", ".join(f"{sweep.count(s):,} {s}" for s in ("done", "failed", "pending") if sweep.count(s))}
     if judgement.degrees_of_freedom:
         facts["noise of a run"] = (
-            f"s = {digits.value(judgement.residual_sd)} {text.unit_of(sweep)}, "
-            f"{judgement.degrees_of_freedom} degrees of freedom"
+            f"s = {judgement.residual_sd:.2g} {text.unit_of(sweep)}, {judgement.degrees_of_freedom} degrees of freedom"
         )
     if math.isfinite(judgement.seed_sd):
-        facts["spread of the seeds"] = (
-            f"{digits.value(judgement.seed_sd)}, the same for all variants of a seed: paired out"
-        )
+        facts["spread of the seeds"] = f"{judgement.seed_sd:.2g}, the same for all variants of a seed: paired out"
     if math.isfinite(judgement.smallest):
         facts["smallest effect"] = (
             f"{digits.value(judgement.smallest)} is found with a probability of {100 * POWER:.0f} % (median over variants)"

@@ -334,9 +334,8 @@ def method(sweep: Sweep, judgement: Judgement) -> str:
     start = f"Final validation {unit_of(sweep)}, lower is better, at equal {matched}; the data order is the same for all variants of a seed."
     if not judgement.num_compared:
         return start
-    digits = Digits(judgement)
     test = (
-        f"Differences are paired by seed. Their noise (s = {digits.difference(judgement.residual_sd)}, "
+        f"Differences are paired by seed. Their noise (s = {judgement.residual_sd:.2g}, "
         f"{counted(judgement.degrees_of_freedom, 'degree')} of freedom) is pooled over all runs in a model variant + seed."
         if judgement.degrees_of_freedom
         else "Differences are paired by seed, each judged by its own scatter."

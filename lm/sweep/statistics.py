@@ -216,6 +216,11 @@ def _noise(values: Values) -> tuple[float, int, float]:
 def _residuals(values: Values) -> tuple[float, int]:
     """Return the residual sum of squares of value = variant + seed, and its degrees of freedom."""
     seeds = sorted({seed for own in values.values() for seed in own})
+    if seeds and all(len(own) == len(seeds) for own in values.values()):  # no run is missing: nothing to solve
+        table = np.array([[own[seed] for seed in seeds] for own in values.values()])
+        table -= table.mean()
+        table -= table.mean(1, keepdims=True) + table.mean(0, keepdims=True)
+        return float(np.sum(table**2)), (len(values) - 1) * (len(seeds) - 1)
     cells = [(row, seeds.index(seed), v) for row, own in enumerate(values.values()) for seed, v in own.items()]
     if not cells:
         return 0.0, 0

@@ -123,7 +123,7 @@ def _write_metrics(folder: pathlib.Path, record: Mapping[str, Any], final: float
     folder.mkdir(parents=True)
     sink = JsonlSink(str(folder))
     for step in range(10, record["steps"] + 1, 10):
-        bits = final + 1.9 * math.exp(-step / 90) + 0.25 * (1 - step / STEPS)
+        bits = final + 1.9 * (math.exp(-step / 90) - math.exp(-STEPS / 90)) + 0.25 * (1 - step / STEPS)
         fraction = step / record["steps"]
         seen = {"step": step, "tokens": step * TOKENS_PER_STEP, "seconds": record["seconds"] * fraction}
         noisy = bits + rng.normal(0, 0.05)

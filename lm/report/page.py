@@ -70,6 +70,12 @@ def paragraph(text: object) -> Markup:
     return Markup(f"<p>{escape(text)}</p>")
 
 
+def statements(lines: Iterable[tuple[str, object]]) -> Markup:
+    """Return `(kind, sentence)` as a list; `better` and `worse` have their colours, `remark` is quiet, `lead` stands out."""
+    items = "\n".join(f'<li class="{escape(kind)}">{escape(sentence)}</li>' for kind, sentence in lines)
+    return Markup(f'<ul class="statements">\n{items}\n</ul>')
+
+
 def numbers(figures: Sequence[tuple[str, str, str]]) -> Markup:
     """Return `(name, value, remark)` as a grid of figures; the first stands out."""
     cells = (
@@ -81,8 +87,13 @@ def numbers(figures: Sequence[tuple[str, str, str]]) -> Markup:
     return Markup(f'<dl class="numbers">\n{chr(10).join(cells)}\n</dl>')
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[int] = ()) -> Markup:
-    """Return a table; `numeric` names the columns whose cells are numbers, set flush right."""
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[int] = (), kind: str = ""
+) -> Markup:
+    """Return a table; `numeric` names the columns whose cells are numbers, set flush right.
+
+    `kind` is a class of the style: in a `tight` one no line is broken.
+    """
 
     def row_of(cells: Sequence[object], tag: str, attribute: str = "") -> str:
         kinds = [' class="number"' if column in numeric else "" for column in range(len(cells))]
@@ -92,7 +103,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequ
 
     head = "<thead><tr>" + row_of(header, "th", ' scope="col"') + "</tr></thead>"
     body = "\n".join(f"<tr>{row_of(row, 'td')}</tr>" for row in rows)
-    return Markup(f'<div class="scroll"><table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table></div>')
+    opened = f" {escape(kind)}" if kind else ""
+    return Markup(f'<div class="scroll{opened}"><table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table></div>')
 
 
 def facts(values: Mapping[str, object]) -> Markup:
@@ -150,6 +162,16 @@ p { max-width: 68ch; margin: 8px 0; }
 dl, dd { margin: 0; }
 .notice { max-width: none; margin: 0 0 16px; padding: 8px 16px; border-left: 3px solid var(--alarm);
   background: var(--raised); }
+.statements { margin: 0 0 20px; padding: 0; list-style: none; }
+.statements li { max-width: 76ch; margin: 0 0 8px; padding: 2px 0 2px 14px; border-left: 3px solid var(--rule);
+  overflow-wrap: anywhere; }
+.statements li:first-child { font-weight: 600; }
+.statements .lead { padding-left: 0; border: 0; }
+.statements .better { border-color: var(--series-2); }
+.statements .worse { border-color: var(--series-5); }
+.statements .remark { border-color: transparent; color: var(--quiet); }
+.better > b { color: var(--series-2); }
+.worse > b { color: var(--series-5); }
 .numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 20px 24px;
   padding: 20px 0; border-top: 1px solid var(--rule); border-bottom: 1px solid var(--rule); }
 .numbers dt { color: var(--quiet); font-size: 13px; line-height: 1.4; }
@@ -177,7 +199,9 @@ th, td { padding: 5px 24px 5px 0; border-bottom: 1px solid var(--rule); text-ali
 th { color: var(--quiet); font-weight: 400; }
 td:first-child { white-space: nowrap; }
 td:not(:first-child) { min-width: 5em; }
-.number { text-align: right; }
+.number { text-align: right; white-space: nowrap; }
+th { white-space: nowrap; }
+.tight th, .tight td { padding-right: 18px; white-space: nowrap; }
 .facts { font-size: 14px; }
 .facts div { display: grid; grid-template-columns: 150px 1fr; gap: 16px; padding: 5px 0;
   border-bottom: 1px solid var(--rule); }

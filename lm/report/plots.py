@@ -10,14 +10,17 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+
+from lm.train.console import printable
 
 # Mid-tones that hold on white and on near-black; a page may override them with --series-N.
 SERIES_COLORS = ("#3f7fbf", "#d0702a", "#4c9a5f", "#a765a9", "#b08d22", "#c9566b")
 
 MAX_POINTS = 800  # drawn per series: more cannot be told apart at a page's width
-_INK = "#010101"  # stands in for currentColor
+INK = "#010101"  # stands in for currentColor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Series:
     color: int = 0  # index into SERIES_COLORS, repeated
     faint: bool = False  # the raw values behind a smoothed line
     points: bool = False  # mark each point (few of them, as with evaluations)
+    low: Sequence[float] | None = None  # a band around the line, from here
+    high: Sequence[float] | None = None  # to here
+    plain: bool = False  # in the ink of the text, not in a colour
 
     def finite(self) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y as float64 arrays with every infinity turned into NaN."""
@@ -71,6 +77,11 @@ def line_plot(
     width: float = 420,
     height: float = 250,
     from_zero: bool = False,
+    bulk: float = 0.97,
+    zero_line: bool = False,
+    log_x: bool = False,
+    x_ticks: Sequence[float] = (),
+    legend: bool = True,
 ) -> str | None:
     """Return an SVG element, or None if there is no finite value to draw.
 
@@ -80,16 +91,77 @@ def line_plot(
       description: what a reader who does not see the plot is told.
       width, height: CSS pixels at which the text has its natural size; the SVG scales to its container.
       from_zero: the y axis starts at 0.
+      bulk: the share of the values that must be seen; what lies far above them may leave at the top.
+      zero_line: draw a line at y = 0, and show all values.
+      log_x: the x axis is logarithmic.
+      x_ticks: where its ticks are, as far as there is room; none: chosen.
+      legend: name the lines.
     """
     drawn = [(item, *item.finite()) for item in series]
     drawn = [(item, x, y) for item, x, y in drawn if np.isfinite(y).any()]
     if not drawn:
         return None
 
+    def paint(axes: Any) -> None:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+        for item, x, y in drawn:
+            alone = np.isfinite(y).sum() == 1
+            color = INK if item.plain else stand_in(item.color)
+            if item.low is not None and item.high is not None:
+                axes.fill_between(
+                    x, np.array(item.low, float), np.array(item.high, float), color=color, alpha=0.16, linewidth=0
+                )
+            axes.plot(
+                *_thin(x, y),
+                color=color,
+                alpha=0.35 if item.faint else 1.0,
+                linewidth=0.9 if item.faint else 1.7,
+                marker="o" if item.points or alone else None,
+                markersize=4,
+                label=label_text(item.label) if item.label else "_",
+                solid_joinstyle="round",
+                clip_on=not item.points,  # a mark on the edge is drawn whole
+            )
+        axes.set_xlabel(x_label, color=INK)
+        axes.set_ylabel(y_label, color=INK)
+        axes.margins(x=0.03 if log_x else 0.01)
+        bands = [np.array(band, float) for item, _, _ in drawn for band in (item.low, item.high) if band is not None]
+        heights = [*(y for _, _, y in drawn), *bands]
+        axes.set_ylim(
+            *_y_limits([*heights, np.zeros(1)] if zero_line else heights, from_zero, 1.0 if zero_line else bulk)
+        )
+        steps = np.concatenate([x for _, x, _ in drawn])
+        round_steps = [1, 2, 2.5, 5, 10]
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            if steps.min() == steps.max():
+                axes.set_xlim(steps[0] - 1, steps[0] + 1)
+            integer = bool((steps[np.isfinite(steps)] % 1 == 0).all())
+            axes.xaxis.set_major_locator(MaxNLocator(max(3, int(width / 90)), steps=round_steps, integer=integer))
+        axes.yaxis.set_major_locator(MaxNLocator(max(3, int(height / 50)), steps=round_steps))
+        for axis in (axes.xaxis, axes.yaxis):
+            largest = max(abs(limit) for limit in axis.get_view_interval())
+            axis.set_major_formatter(FuncFormatter(_tick_text(largest)))
+        if len(x_ticks):
+            places = _with_room(x_ticks, log_x, (width - 90) / 52)
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+        dress(axes, "y")
+        if zero_line:
+            axes.axhline(0, color=INK, alpha=0.55, linewidth=1)
+        if legend and any(item.label for item, _, _ in drawn):
+            axes.legend(frameon=False, labelcolor=INK, loc="upper right", fontsize=10)
+
+    return draw(paint, name=name, description=description, width=width, height=height)
+
+
+def draw(paint: Callable[[Any], None], *, name: str, description: str, width: float, height: float) -> str:
+    """Return an SVG element of what `paint(axes)` draws with matplotlib in the colours `INK` and `stand_in(n)`."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     pixel = 1 / 72  # an SVG point becomes one CSS pixel through the viewBox
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": True, "font.size": 11}
@@ -98,45 +170,42 @@ def line_plot(
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        for item, x, y in drawn:
-            alone = np.isfinite(y).sum() == 1
-            axes.plot(
-                *_thin(x, y),
-                color=_stand_in(item.color),
-                alpha=0.35 if item.faint else 1.0,
-                linewidth=0.9 if item.faint else 1.7,
-                marker="o" if item.points or alone else None,
-                markersize=4,
-                label=item.label or "_",
-                solid_joinstyle="round",
-                clip_on=not item.points,  # a mark on the edge is drawn whole
-            )
-        axes.set_xlabel(x_label, color=_INK)
-        axes.set_ylabel(y_label, color=_INK)
-        axes.margins(x=0.01)
-        steps = np.concatenate([x for _, x, _ in drawn])
-        if steps.min() == steps.max():
-            axes.set_xlim(steps[0] - 1, steps[0] + 1)
-        axes.set_ylim(*_y_limits([y for _, _, y in drawn], from_zero))
-        round_steps = [1, 2, 2.5, 5, 10]
-        axes.xaxis.set_major_locator(MaxNLocator(max(3, int(width / 90)), steps=round_steps, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(max(3, int(height / 50)), steps=round_steps))
-        for axis in (axes.xaxis, axes.yaxis):
-            largest = max(abs(limit) for limit in axis.get_view_interval())
-            axis.set_major_formatter(FuncFormatter(_tick_text(largest)))
-        axes.tick_params(colors=_INK, length=0, labelsize=10)
-        axes.grid(axis="y", color=_INK, alpha=0.13, linewidth=0.8)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set(color=_INK, alpha=0.4, linewidth=0.8)
-        if any(item.label for item, _, _ in drawn):
-            axes.legend(frameon=False, labelcolor=_INK, loc="upper right", fontsize=10)
+        paint(axes)
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(out)
     return _adopt(out.getvalue(), description)
 
 
-def _stand_in(color: int) -> str:
+def dress(axes: Any, grid: str | None) -> None:
+    """Give axes the look of all plots: no frame but a line below, faint lines across for `grid` ("x", "y")."""
+    axes.tick_params(colors=INK, length=0, labelsize=10)
+    if grid:
+        axes.grid(axis=grid, color=INK, alpha=0.13, linewidth=0.8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set(color=INK, alpha=0.4, linewidth=0.8)
+
+
+def label_text(text: str) -> str:
+    """Return text as matplotlib draws it letter by letter: no mathematics, no control characters."""
+    shown = printable(text).replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown  # else it is left out of the legend
+
+
+def _with_room(places: Sequence[float], log: bool, most: float) -> list[float]:
+    """Return those of some places on an axis that are no nearer to each other than a `most`-th of it."""
+    kept: list[float] = []
+    scale = np.log if log else np.asarray
+    ordered = sorted(set(places))
+    span = float(scale(ordered[-1]) - scale(ordered[0]))
+    for place in ordered:
+        if not kept or float(scale(place) - scale(kept[-1])) >= span / most:
+            kept.append(place)
+    return kept
+
+
+def stand_in(color: int) -> str:
+    """Return what matplotlib draws for the page's colour `--series-N`."""
     return f"#0202{color % len(SERIES_COLORS):02x}"
 
 
@@ -146,11 +215,11 @@ def _tick_text(largest: float) -> Callable[[float, int], str]:
     return lambda value, _: f"{float(f'{value / scale:.6g}'):g}" + (unit if value else "")
 
 
-def _y_limits(lines: Sequence[np.ndarray], from_zero: bool) -> tuple[float, float]:
+def _y_limits(lines: Sequence[np.ndarray], from_zero: bool, bulk: float = 0.97) -> tuple[float, float]:
     """Return limits that show the bulk: the first steps' steep fall and lone spikes may leave at the top."""
     values = np.concatenate([y[np.isfinite(y)] for y in lines])
     low, high = (0.0 if from_zero else values.min()), values.max()
-    body = np.quantile(values, 0.97)
+    body = np.quantile(values, bulk)
     if high - low > 2 * (body - low) > 0:
         high = body + 0.4 * (body - low)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -180,8 +249,8 @@ def _adopt(svg: str, description: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)[0]
-    body = body.replace(_INK, "currentColor")
+    body = body.replace(INK, "currentColor")
     for index, color in enumerate(SERIES_COLORS):
-        body = body.replace(_stand_in(index), f"var(--series-{index}, {color})")
+        body = body.replace(stand_in(index), f"var(--series-{index}, {color})")
     label = html.escape(description)
     return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" aria-label="{label}">{body.strip()}'

@@ -15,6 +15,7 @@ HOSTILE = "</pre><script>alert(1)</script>&\"'\x1b\x00"
         lambda text: page.notice(text),
         lambda text: page.paragraph(text),
         lambda text: page.heading(text),
+        lambda text: page.statements([(text, text)]),
         lambda text: page.numbers([(text, text, text)]),
         lambda text: page.table([text], [[text]]),
         lambda text: page.facts({text: text}),

@@ -1,0 +1,400 @@
+"""What a sweep says, in words and rows: the verdicts, and the table for a terminal, Markdown and CSV."""
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lm.sweep.results import Run, Sweep
+from lm.sweep.statistics import LEVEL, POWER, Difference, Judgement, judge
+from lm.train.console import compact, duration, printable
+
+MOST_SENTENCES = 6  # of one kind; more variants are only named
+CONFIDENCE = f"{100 * (1 - LEVEL):.0f} %"
+
+Kind = Literal["lead", "better", "worse", "neither", "remark"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One variant of the table; the figures are medians over its finished runs, NaN where not known."""
+
+    name: str
+    is_baseline: bool
+    runs: tuple[Run, ...]
+    mean: float  # of the final metric
+    difference: Difference | None
+
+    @property
+    def done(self) -> int:
+        return sum(run.status == "done" for run in self.runs)
+
+    def median(self, figure: str) -> float:
+        known = [run.number(figure) for run in self.runs if run.status == "done"]
+        known = [value for value in known if math.isfinite(value)]
+        return statistics.median(known) if known else math.nan
+
+
+def judge_sweep(sweep: Sweep) -> Judgement:
+    """Hold a sweep's variants against its baseline by the metric that it names."""
+    return judge(sweep.values(), sweep.baseline)
+
+
+def rows_of(sweep: Sweep, judgement: Judgement) -> list[Row]:
+    """Return a row for each variant, the best first, those without a value last."""
+    values = sweep.values()
+    rows = [
+        Row(
+            name=variant.name,
+            is_baseline=variant.name == sweep.baseline,
+            runs=tuple(sweep.runs_of(variant.name)),
+            mean=statistics.fmean(values[variant.name].values()) if values[variant.name] else math.nan,
+            difference=judgement.of(variant.name),
+        )
+        for variant in sweep.variants
+    ]
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row.mean) else row.mean)
+
+
+def unit_of(sweep: Sweep) -> str:
+    return sweep.metric.replace("_", " ")
+
+
+def percent(value: float, sign: bool = False) -> str:
+    """Return `1.3 %`; two digits, no more than are there."""
+    if not math.isfinite(value):
+        return "-"
+    decimals = min(3, max(0, 1 - math.floor(math.log10(abs(value))))) if value else 0
+    text = f"{abs(value):.{decimals}f}"
+    return ("" if not float(text) else "-" if value < 0 else "+" if sign else "") + text + " %"
+
+
+def p_text(p: float) -> str:
+    """Return `p = 0.004`, `p < 0.001`."""
+    return "p " + ("< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}")
+
+
+class Digits:
+    """Writes values of the metric with as many decimals as the noise leaves meaningful."""
+
+    def __init__(self, judgement: Judgement):
+        widths = [(d.high - d.low) / 2 for d in judgement.differences if 0 < d.high - d.low < math.inf]
+        size = statistics.median(widths) if widths else 1e-3
+        self.decimals = min(8, max(2, 1 - math.floor(math.log10(size))))
+
+    def value(self, number: float) -> str:
+        return f"{number:.{max(4, self.decimals)}f}" if math.isfinite(number) else "-"
+
+    def difference(self, number: float, sign: bool = False) -> str:
+        if not math.isfinite(number):
+            return "-"
+        text = f"{abs(number):.{self.decimals}f}"
+        is_zero = not float(text)
+        return ("" if is_zero else "-" if number < 0 else "+" if sign else "") + text
+
+    def interval(self, low: float, high: float) -> str:
+        return f"{self.difference(low)} to {self.difference(high)}" if math.isfinite(low) else "-"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 seed`, `3 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def named(names: Sequence[str], most: int = 8) -> str:
+    """Return `a, b and c`, or the first of many and how many more."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:
+    """Return the verdict, sentence by sentence: what is better, what worse, what was not seen, what it rests on."""
+    if not sweep.count("done"):
+        failed, pending = sweep.count("failed"), sweep.count("pending")
+        if not failed:
+            return [("remark", f"No run has finished yet: {pending:,} pending.")]
+        ended = f"All {counted(failed, 'run')}" if not pending else f"{counted(failed, 'run')} of {failed + pending:,}"
+        return [("remark", f"{ended} failed, none has finished; there is nothing to compare.")]
+    if not sweep.values()[sweep.baseline]:
+        return [("remark", f"The baseline {sweep.baseline} has no finished run, so nothing can be held against it.")]
+    if len(sweep.variants) == 1:
+        return [("remark", f"{sweep.baseline} is the only variant; there is nothing to hold against it.")]
+
+    unit, digits = unit_of(sweep), Digits(judgement)
+    judged = sorted((d for d in judgement.differences if d.verdict), key=lambda d: d.mean)
+    lines: list[tuple[Kind, str]] = []
+    if len(judged) > MOST_SENTENCES:
+        counts = {kind: sum(d.verdict == kind for d in judged) for kind in ("better", "worse", "no difference seen")}
+        lines.append(
+            (
+                "lead",
+                f"Of {len(judged)} variants {counts['better']} beat {sweep.baseline}, {counts['worse']} are worse, "
+                f"and in {counts['no difference seen']} no difference is seen.",
+            )
+        )
+    for verdict, kind in (("better", "better"), ("worse", "worse"), ("no difference seen", "neither")):
+        chosen = [d for d in judged if d.verdict == verdict]
+        if kind == "worse":
+            chosen.reverse()  # the worst first
+        most = MOST_SENTENCES if len(judged) <= MOST_SENTENCES else MOST_SENTENCES // 2
+        shown = chosen if len(chosen) <= most else chosen[: most if kind != "neither" else 0]
+        lines += [(kind, _sentence(sweep.baseline, d, unit, digits)) for d in shown]
+        if rest := [d.variant for d in chosen[len(shown) :]]:
+            what = {"neither": "No difference is seen in", "better": "Better, too:", "worse": "Worse, too:"}[kind]
+            lines.append((kind, f"{what} {named(rest)}."))
+    if judged:
+        lines.append(("remark", _smallest_sentence(sweep, judgement, digits)))
+    lines += [("remark", line) for line in _without_verdict(sweep, judgement, digits)]
+    return lines
+
+
+def _sentence(baseline: str, difference: Difference, unit: str, digits: Digits) -> str:
+    size = difference.mean
+    turn = -1 if difference.verdict == "better" else 1  # "better by" is a positive number
+    low, high = sorted((turn * difference.low, turn * difference.high))
+    sure = (
+        f"{digits.difference(turn * size)} {unit}, {CONFIDENCE} interval {digits.interval(low, high)}, "
+        f"{p_text(difference.p)}, {counted(len(difference.seeds), 'seed')}"
+    )
+    by = percent(turn * difference.percent)
+    own = " Its runs scatter more than the others', so it is judged by their scatter alone." * difference.own_scatter
+    if difference.verdict == "better":
+        return f"{difference.variant} beats {baseline} by {by} ({sure}).{own}"
+    if difference.verdict == "worse":
+        return f"{difference.variant} is worse than {baseline} by {by} ({sure}).{own}"
+    return (
+        f"No difference is seen between {difference.variant} and {baseline}: "
+        f"{percent(difference.percent, sign=True)} ({sure}).{own}"
+    )
+
+
+def _smallest_sentence(sweep: Sweep, judgement: Judgement, digits: Digits) -> str:
+    smallest = judgement.smallest
+    if smallest == 0:
+        return "The seeds made no difference at all: the runs have no noise to hold a difference against."
+    share = percent(100 * smallest / abs(judgement.baseline_mean)) if judgement.baseline_mean else "-"
+    return (
+        f"Smallest difference this sweep could have seen: {share} ({digits.difference(smallest)} {unit_of(sweep)}, "
+        f"with a probability of {100 * POWER:.0f} %)."
+    )
+
+
+def _without_verdict(sweep: Sweep, judgement: Judgement, digits: Digits) -> list[str]:
+    """Return a line on each kind of variant that has no verdict, and on what is left out or still to come."""
+    out, failed, unfinished, single = [], [], [], []
+    for difference in judgement.differences:
+        runs = sweep.runs_of(difference.variant)
+        if difference.verdict:
+            continue
+        if len(difference.seeds) == 1:
+            single.append(difference)
+        elif runs and all(run.status == "failed" for run in runs):
+            failed.append(difference.variant)
+        else:
+            unfinished.append(difference.variant)
+    if single:
+        told = [f"{d.variant} {percent(d.percent, sign=True)}" for d in sorted(single, key=lambda d: d.mean)]
+        out.append(
+            f"One seed in common with {sweep.baseline} allows no verdict: {named(told)}. "
+            "Whether that is more than noise, two seeds or more can say."
+        )
+    if failed:
+        out.append(f"All runs failed of {named(failed)}.")
+    if unfinished:
+        out.append(f"No finished run in common with {sweep.baseline}: {named(unfinished)}.")
+    lost = [run.variant for run in sweep.runs if run.status == "failed" and run.variant not in failed]
+    if lost:
+        told = [f"{name} ({counted(lost.count(name), 'run')})" for name in dict.fromkeys(lost)]
+        out.append(f"Failed and left out: {named(told)}; what is said of them is of their other seeds.")
+    if pending := sweep.count("pending"):
+        out.append(f"{counted(pending, 'run')} of {len(sweep.runs):,} pending: this can change.")
+    return out
+
+
+def spread_notes(sweep: Sweep, judgement: Judgement) -> list[str]:
+    """Return what a reader should know about the comparison: unequal scatter, unequal budgets, several commits."""
+    out = []
+    if judgement.unsteady:
+        verb = "scatters" if len(judgement.unsteady) == 1 else "scatter"
+        remark = f"{named(judgement.unsteady)} {verb} more over the seeds than the others."
+        if judgement.left_out:
+            remark += f" The noise is estimated without {named(judgement.left_out)}."
+        out.append(remark)
+    done = [run for run in sweep.runs if run.status == "done"]
+    budgets = [run.number(sweep.match) for run in done if math.isfinite(run.number(sweep.match))]
+    if budgets and max(budgets) > 1.05 * min(budgets):
+        ratio = max(budgets) / min(budgets) if min(budgets) else math.inf
+        out.append(f"The runs were to have equal {sweep.match}, but the largest has {ratio:.2f} times the smallest.")
+    commits = sorted({str(run.result["git_commit"])[:12] for run in done if run.result.get("git_commit")})
+    if len(commits) > 1:
+        out.append(f"The runs are of {len(commits)} commits: {named(commits)}.")
+    return out
+
+
+HEADER = ("variant", "runs", "mean", "difference", "%", "interval", "p", "verdict")
+
+
+def table_cells(sweep: Sweep, judgement: Judgement) -> list[list[str]]:
+    """Return the rows of the table of verdicts, under `HEADER`."""
+    digits, out = Digits(judgement), []
+    for row in rows_of(sweep, judgement):
+        cells = [row.name, f"{row.done}/{len(row.runs)}", digits.value(row.mean)]
+        difference = row.difference
+        if difference is None:
+            out.append([*cells, *["-"] * 4, "baseline"])
+            continue
+        p = "-" if math.isnan(difference.p) else p_text(difference.p).removeprefix("p ").removeprefix("= ")
+        out.append(
+            [
+                *cells,
+                digits.difference(difference.mean, sign=True),
+                percent(difference.percent, sign=True),
+                digits.interval(difference.low, difference.high),
+                p,
+                (difference.verdict or "no verdict").removesuffix(" seen"),
+            ]
+        )
+    return out
+
+
+COST_HEADER = ("variant", "parameters", "tokens", "FLOPs", "tokens/s", "MFU", "peak memory", "wall time")
+
+
+def cost_cells(sweep: Sweep, judgement: Judgement) -> list[list[str]]:
+    """Return what a run of each variant took, medians, under `COST_HEADER`; the order is that of `table_cells`."""
+
+    def known(value: float, form) -> str:
+        return form(value) if math.isfinite(value) else "-"
+
+    return [
+        [
+            row.name,
+            known(row.median("num_parameters"), compact),
+            known(row.median("tokens"), compact),
+            known(row.median("flops"), "{:.2e}".format),
+            known(row.median("tokens_per_second"), compact),
+            known(row.median("mfu"), "{:.1%}".format),
+            known(row.median("peak_memory_bytes"), lambda size: f"{size / 2**30:.2f} GiB"),
+            known(row.median("seconds"), duration),
+        ]
+        for row in rows_of(sweep, judgement)
+    ]
+
+
+def terminal_table(sweep: Sweep, judgement: Judgement | None = None) -> str:
+    """Return the table of verdicts in columns of plain text."""
+    judgement = judgement or judge_sweep(sweep)
+    table = [list(HEADER), *table_cells(sweep, judgement)]
+    table = [[_cut(printable(row[0]), 44), *row[1:]] for row in table]
+    table[0][2] = unit_of(sweep)
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADER))]
+    left = {0, len(HEADER) - 1}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def markdown(sweep: Sweep, judgement: Judgement) -> str:
+    """Return verdict, tables and failures as Markdown."""
+
+    def cell(text: str) -> str:
+        return printable(text).replace("|", "\\|").replace("\n", " ")
+
+    def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+        rule = [":--" if name in ("variant", "verdict", "failure") else "--:" for name in header]
+        return [f"| {' | '.join(map(cell, row))} |" for row in [header, rule, *cells]]
+
+    header = [unit_of(sweep) if name == "mean" else name for name in HEADER]
+    lines = [f"# {cell(sweep.name)}", "", cell(sweep.description), ""]
+    lines += [f"- {cell(line)}" for _, line in verdict_lines(sweep, judgement)]
+    lines += [f"- {cell(line)}" for line in spread_notes(sweep, judgement)]
+    lines += ["", *table(header, table_cells(sweep, judgement)), "", *table(COST_HEADER, cost_cells(sweep, judgement))]
+    failures = [[run.variant, str(run.seed), run.failure] for run in sweep.runs if run.failure]
+    if failures:
+        lines += ["", *table(("variant", "seed", "failure"), failures)]
+    return "\n".join([*lines, "", method(sweep, judgement), ""])
+
+
+def method(sweep: Sweep, judgement: Judgement) -> str:
+    """Return how the variants were compared, in a few sentences."""
+    matched = {"tokens": "tokens", "flops": "FLOPs", "seconds": "wall time"}.get(sweep.match, sweep.match)
+    start = f"Final validation {unit_of(sweep)}, lower is better, at equal {matched}; the data order is the same for all variants of a seed."
+    if not judgement.num_compared:
+        return start
+    test = (
+        f"Differences are paired by seed. Their noise (s = {judgement.residual_sd:.2g}, "
+        f"{counted(judgement.degrees_of_freedom, 'degree')} of freedom) is pooled over all runs in a model variant + seed."
+        if judgement.degrees_of_freedom
+        else "Differences are paired by seed, each judged by its own scatter."
+    )
+    if judgement.num_compared == 1:
+        corrected = "One comparison: a paired t-test, nothing to correct."
+    else:
+        corrected = (
+            f"Intervals and p-values hold for all {judgement.num_compared} comparisons together (Dunnett): a sweep without "
+            f"any difference would see one with a probability of {100 * LEVEL:.0f} %."
+        )
+    return f"{start} {test} {corrected}"
+
+
+def csv_table(sweep: Sweep, judgement: Judgement) -> str:
+    """Return one line per variant with every figure at full precision; empty where not known."""
+    fields = ("num_parameters", "tokens", "flops", "tokens_per_second", "mfu", "peak_memory_bytes", "seconds")
+    differences = ("mean", "percent", "low", "high", "p")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    header = ["variant", "verdict", "done", "failed", "pending", sweep.metric, "seeds_in_common"]
+    header += ["difference", "percent", "low", "high", "p", *fields, *(f"seed_{seed}" for seed in sweep.seeds)]
+    writer.writerow(header)
+    values = sweep.values()
+    for row in rows_of(sweep, judgement):
+        counts = [sum(run.status == status for run in row.runs) for status in ("done", "failed", "pending")]
+        d = row.difference
+        verdict = "baseline" if d is None else d.verdict or "no verdict"
+        compared = [len(d.seeds), *(_plain(getattr(d, name)) for name in differences)] if d else [""] * 6
+        figures = [_plain(row.median(name)) for name in fields]
+        per_seed = [_plain(values[row.name].get(seed, math.nan)) for seed in sweep.seeds]
+        writer.writerow([row.name, verdict, *counts, _plain(row.mean), *compared, *figures, *per_seed])
+    return out.getvalue()
+
+
+def _plain(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else ""
+
+
+def result_object(sweep: Sweep, judgement: Judgement) -> dict[str, Any]:
+    """Return all that the report says as one object for JSON."""
+    rows = []
+    for row in rows_of(sweep, judgement):
+        compared = dataclasses.asdict(row.difference) if row.difference else {}
+        compared.pop("variant", None)
+        compared["difference"] = compared.pop("mean", None)
+        rows.append({"variant": row.name, "mean": row.mean, "done": row.done, "planned": len(row.runs)} | compared)
+    return {
+        "name": sweep.name,
+        "metric": sweep.metric,
+        "match": sweep.match,
+        "baseline": sweep.baseline,
+        "runs": {status: sweep.count(status) for status in ("done", "failed", "pending")},
+        "residual_sd": judgement.residual_sd,
+        "seed_sd": judgement.seed_sd,
+        "degrees_of_freedom": judgement.degrees_of_freedom,
+        "num_compared": judgement.num_compared,
+        "unsteady": list(judgement.unsteady),
+        "smallest": judgement.smallest,
+        "variants": rows,
+        "verdict": [line for _, line in verdict_lines(sweep, judgement)],
+    }

@@ -49,11 +49,7 @@ def sweep_page(sweep: Sweep, judgement: Judgement) -> page.Markup:
         _subtitle(sweep),
         page.paragraph(sweep.description) if sweep.description else None,
         *_notices(sweep),
-        page.section(
-            "Verdict",
-            page.statements(text.verdict_lines(sweep, judgement)),
-            *_differences(sweep, judgement),
-        ),
+        page.section("Verdict", page.statements(text.verdict_lines(sweep, judgement)), *_differences(sweep, judgement)),
         _table(sweep, judgement),
         _swept(sweep, judgement),
         _curves(sweep, judgement),
@@ -100,7 +96,9 @@ def _differences(sweep: Sweep, judgement: Judgement) -> list[page.Markup]:
     told = f"Differences to {sweep.baseline} in {unit}. " + " ".join(
         f"{d.variant} {digits.difference(d.mean, sign=True)} ({digits.interval(d.low, d.high)})." for d in ordered
     )
-    caption = f"Difference to {sweep.baseline} in {unit}: mean, {text.CONFIDENCE} interval, a stroke for each seed"
+    caption = f"Difference to {sweep.baseline} in {unit}"
+    if judgement.num_compared:
+        caption += f": mean, {text.CONFIDENCE} interval, a stroke for each seed"
     out = []
     for kind, options in (("wide", {"width": 876}), ("narrow", {"width": 420, "labels_above": True})):
         svg = interval_chart(
@@ -280,7 +278,11 @@ def _curves(sweep: Sweep, judgement: Judgement) -> page.Markup | None:
     return page.section(
         "Curves",
         page.paragraph(
-            "Lines are means over the seeds, bands reach from the lowest to the highest."
+            (
+                "Lines are means over the seeds, bands reach from the lowest to the highest."
+                if len(sweep.seeds) > 1
+                else ""
+            )
             + (f" Faint: {text.counted(others, 'variant')} more." if others > 0 else "")
         ),
         figure("tokens", "wide", width=876, height=330),

@@ -116,13 +116,13 @@ def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:
     if not sweep.count("done"):
         failed, pending = sweep.count("failed"), sweep.count("pending")
         if not failed:
-            return [("remark", f"No run has finished yet: {pending:,} pending.")]
+            return [("lead", f"No run has finished yet: {pending:,} pending.")]
         ended = f"All {counted(failed, 'run')}" if not pending else f"{counted(failed, 'run')} of {failed + pending:,}"
-        return [("remark", f"{ended} failed, none has finished; there is nothing to compare.")]
+        return [("lead", f"{ended} failed, none has finished; there is nothing to compare.")]
     if not sweep.values()[sweep.baseline]:
-        return [("remark", f"The baseline {sweep.baseline} has no finished run, so nothing can be held against it.")]
+        return [("lead", f"The baseline {sweep.baseline} has no finished run, so nothing can be held against it.")]
     if len(sweep.variants) == 1:
-        return [("remark", f"{sweep.baseline} is the only variant; there is nothing to hold against it.")]
+        return [("lead", f"{sweep.baseline} is the only variant; there is nothing to hold against it.")]
 
     unit, digits = unit_of(sweep), Digits(judgement)
     judged = sorted((d for d in judgement.differences if d.verdict), key=lambda d: d.mean)
@@ -148,7 +148,8 @@ def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:
             lines.append((kind, f"{what} {named(rest)}."))
     if judged:
         lines.append(("remark", _smallest_sentence(sweep, judgement, digits)))
-    lines += [("remark", line) for line in _without_verdict(sweep, judgement, digits)]
+    rest = _without_verdict(sweep, judgement)
+    lines += [("remark" if lines or index else "lead", line) for index, line in enumerate(rest)]
     return lines
 
 
@@ -183,7 +184,7 @@ def _smallest_sentence(sweep: Sweep, judgement: Judgement, digits: Digits) -> st
     )
 
 
-def _without_verdict(sweep: Sweep, judgement: Judgement, digits: Digits) -> list[str]:
+def _without_verdict(sweep: Sweep, judgement: Judgement) -> list[str]:
     """Return a line on each kind of variant that has no verdict, and on what is left out or still to come."""
     out, failed, unfinished, single = [], [], [], []
     for difference in judgement.differences:
@@ -198,9 +199,9 @@ def _without_verdict(sweep: Sweep, judgement: Judgement, digits: Digits) -> list
             unfinished.append(difference.variant)
     if single:
         told = [f"{d.variant} {percent(d.percent, sign=True)}" for d in sorted(single, key=lambda d: d.mean)]
+        start = "One seed" if len(sweep.seeds) == 1 else f"One seed in common with {sweep.baseline}"
         out.append(
-            f"One seed in common with {sweep.baseline} allows no verdict: {named(told)}. "
-            "Whether that is more than noise, two seeds or more can say."
+            f"{start} allows no verdict: {named(told)}, which may be noise. Two seeds are the least, three are better."
         )
     if failed:
         out.append(f"All runs failed of {named(failed)}.")
@@ -210,6 +211,10 @@ def _without_verdict(sweep: Sweep, judgement: Judgement, digits: Digits) -> list
     if lost:
         told = [f"{name} ({counted(lost.count(name), 'run')})" for name in dict.fromkeys(lost)]
         out.append(f"Failed and left out: {named(told)}; what is said of them is of their other seeds.")
+    mute = [run for run in sweep.runs if run.status == "done" and not math.isfinite(run.final(sweep.metric))]
+    if mute:
+        told = [f"{run.variant} seed {run.seed}" for run in mute]
+        out.append(f"Done without a finite {unit_of(sweep)} and left out: {named(told)}.")
     if pending := sweep.count("pending"):
         out.append(f"{counted(pending, 'run')} of {len(sweep.runs):,} pending: this can change.")
     return out

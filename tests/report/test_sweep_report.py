@@ -129,7 +129,7 @@ def test_failures_and_pending_runs_are_rows_and_said(tmp_path):
         ({"pending": lambda variant, seed: True}, "No run has finished yet: 9 pending."),
         ({"failed": {(v, s): "NaN" for v in THREE for s in range(3)}}, "All 9 runs failed"),
         ({"failed": {("gelu", s): "NaN" for s in range(3)}}, "The baseline gelu has no finished run"),
-        ({"seeds": (5,)}, "One seed in common with gelu allows no verdict: "),
+        ({"seeds": (5,)}, "One seed allows no verdict: "),
         ({"noise": 0.0}, "The seeds made no difference at all"),
     ],
 )
@@ -138,6 +138,16 @@ def test_a_sweep_in_any_state_has_a_report(tmp_path, options, says):
     assert says in " ".join(lines_of(folder))
     assert says in page_of(folder)
     assert sweep_text.terminal_table(read_sweep(folder)).count("\n") == 4
+
+
+def test_a_run_without_a_finite_value_is_said_and_left_out(tmp_path):
+    folder = write_sweep(tmp_path / "s", THREE, {"swiglu": -0.05}, curves=False)
+    path = tmp_path / "s" / "results" / f"{run_id('swiglu', 2)}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final": {"step": 600, "bits_per_byte": None}}))
+    lines = lines_of(folder)
+    assert "Done without a finite bits per byte and left out: swiglu seed 2." in lines
+    assert "2 seeds)" in lines[0]
+    assert "no value" in page_of(folder)
 
 
 def test_a_single_variant_is_not_compared(tmp_path):

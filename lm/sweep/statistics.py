@@ -140,10 +140,8 @@ def judge(values: Values, baseline: str, level: float = LEVEL) -> Judgement:
             own_scatter = suspect and own.half_width > pooled.half_width
             test = own if own_scatter else pooled
         t = abs(difference.mean) / test.error if test.error else math.inf if difference.mean else 0.0
-        if own_scatter:
-            p = min(1.0, family * _t_p(t, test.degrees))
-        else:
-            p = dunnett_p(t, family, test.degrees, correlation)
+        bonferroni = min(1.0, family * _t_p(t, test.degrees))
+        p = bonferroni if own_scatter else dunnett_p(t, family, test.degrees, correlation)
         seen: Verdict = "no difference seen" if t <= test.limit else "better" if difference.mean < 0 else "worse"
         return dataclasses.replace(
             difference,

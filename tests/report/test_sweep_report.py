@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lm.errors import DamagedFileError, UsageError
-from lm.report import sweep_text
+from lm.report import sweep_text, sweep_words
 from lm.report.sweep import write_sweep_report
 from lm.storage import read_text
 from lm.sweep.results import read_curve, read_sweep
@@ -36,7 +36,7 @@ def page_of(folder):
 
 def lines_of(folder):
     sweep = read_sweep(folder)
-    return [line for _, line in sweep_text.verdict_lines(sweep, sweep_text.judge_sweep(sweep))]
+    return [line for _, line in sweep_words.verdict_lines(sweep, sweep_words.judge_sweep(sweep))]
 
 
 def test_the_page_fetches_nothing_and_is_well_formed(finished):
@@ -75,7 +75,7 @@ def test_the_verdict_comes_first_and_holds_the_numbers_of_the_test(finished):
 
 def test_text_markdown_csv_and_json_agree(finished):
     sweep = read_sweep(finished)
-    judgement = sweep_text.judge_sweep(sweep)
+    judgement = sweep_words.judge_sweep(sweep)
     rows = list(csv.DictReader(read_text(f"{finished}/table.csv").splitlines()))
     assert [row["variant"] for row in rows] == ["swiglu", "gelu", "relu2"]  # the best first
     assert [row["verdict"] for row in rows] == ["better", "baseline", "no difference seen"]
@@ -117,7 +117,7 @@ def test_failures_and_pending_runs_are_rows_and_said(tmp_path):
     assert "Failed and left out: swiglu (1 run)" in lines
     assert "1 run of 12 pending: this can change." in lines
     cells = {
-        row[0]: row for row in sweep_text.table_cells(read_sweep(folder), sweep_text.judge_sweep(read_sweep(folder)))
+        row[0]: row for row in sweep_text.table_cells(read_sweep(folder), sweep_words.judge_sweep(read_sweep(folder)))
     }
     assert cells["broken"][1:3] == ["0/3", "-"] and cells["broken"][-1] == "no verdict"
     assert cells["swiglu"][1] == "2/3"
@@ -167,7 +167,7 @@ def test_many_variants_are_counted_first_and_only_the_most_telling_have_sentence
         curves=False,
     )
     sweep = read_sweep(folder)
-    verdicts = [d.verdict for d in sweep_text.judge_sweep(sweep).differences]
+    verdicts = [d.verdict for d in sweep_words.judge_sweep(sweep).differences]
     lines = lines_of(folder)
     beat, worse = verdicts.count("better"), verdicts.count("worse")
     assert lines[0].startswith(f"Of 29 variants {beat} beat v10, {worse} are worse")

@@ -17,6 +17,8 @@ from lm.sweep.results import Sweep, flat, read_sweep
 from lm.sweep.statistics import POWER, Judgement
 from lm.train.console import duration
 
+MOST_ROWS = 12  # of a table that is not folded, but for that of the verdicts
+
 
 def write_sweep_report(folder: str, out: str | None = None) -> str:
     """Write `report.html`, `report.md` and `table.csv` into a sweep's folder; return the page's path.
@@ -111,14 +113,14 @@ def _differences(sweep: Sweep, judgement: Judgement) -> list[page.Markup]:
 def _table(sweep: Sweep, judgement: Judgement) -> page.Markup:
     header = [words.unit_of(sweep) if name == "mean" else name for name in text.HEADER]
     rows = [[*cells[:-1], _marked(cells[-1])] for cells in text.table_cells(sweep, judgement)]
+    cost_numbers = range(1, len(text.COST_HEADER))
+    cost = page.table(text.COST_HEADER, text.cost_cells(sweep, judgement), numeric=cost_numbers, kind="tight")
+    what = "What a run took (medians)"
     return page.section(
         "Variants",
         page.table(header, rows, numeric=range(1, len(header) - 1), kind="tight"),
         page.fold(f"Values of each seed ({len(sweep.seeds)})", _per_seed(sweep, judgement)),
-        page.heading("What a run took (medians)"),
-        page.table(
-            text.COST_HEADER, text.cost_cells(sweep, judgement), numeric=range(1, len(text.COST_HEADER)), kind="tight"
-        ),
+        page.fold(what, cost) if len(rows) > MOST_ROWS else page.join([page.heading(what), cost]),
     )
 
 
@@ -258,7 +260,9 @@ def _configs(sweep: Sweep) -> page.Markup | None:
     whole = page.fold(
         "The base config", page.table(["field", "value"], [[k, _value(v)] for k, v in flat(sweep.base).items()])
     )
-    return page.section("What differs", page.fold(f"{len(rows)} rows", table) if len(rows) > 24 else table, same, whole)
+    return page.section(
+        "What differs", page.fold(f"{len(rows)} rows", table) if len(rows) > MOST_ROWS else table, same, whole
+    )
 
 
 def _failures(sweep: Sweep) -> page.Markup | None:

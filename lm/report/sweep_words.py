@@ -66,9 +66,10 @@ def counted(number: int, noun: str) -> str:
 
 def named(names: Sequence[str], most: int = 8) -> str:
     """Return `a, b and c`, or the first of many and how many more."""
+    comma = "; " if any("," in name for name in names) else ", "
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return f"{comma.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def verdict_lines(sweep: Sweep, judgement: Judgement) -> list[tuple[Kind, str]]:

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import pathlib
 import re
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lm.errors import DamagedFileError, UsageError
 from lm.report import sweep_text, sweep_words
 from lm.report.sweep import write_sweep_report
-from lm.storage import read_text
+from lm.storage import read_text, write_atomic
 from lm.sweep.results import read_curve, read_sweep
 from lm.sweep.statistics import judge
 from tests.report.test_run_report import Checker
@@ -225,6 +226,28 @@ def test_what_comes_from_names_is_escaped_and_drawn_as_it_is(tmp_path):
     assert "<script>" not in content
     assert "&lt;script&gt; beats" in content
     assert "_a $x$</text>" in content  # no mathematics in the chart's legend
+
+
+def test_a_sweep_on_an_object_store_is_read_and_reported_there(tmp_path):
+    folder = pathlib.Path(write_sweep(tmp_path / "s", THREE, curves=False))
+    for path in filter(pathlib.Path.is_file, folder.rglob("*")):
+        write_atomic(f"memory://sweep/{path.relative_to(folder)}", path.read_bytes())
+    assert write_sweep_report("memory://sweep") == "memory://sweep/report.html"
+    assert read_text("memory://sweep/report.html") == read_text(write_sweep_report(str(folder)))
+
+
+def test_names_with_commas_are_told_apart():
+    assert sweep_words.named(["a", "b", "c"]) == "a, b and c"
+    assert sweep_words.named(["a=1, b=2", "a=1, b=3", "c"]) == "a=1, b=2; a=1, b=3 and c"
+    assert sweep_words.named(list("abcdef"), most=4) == "a, b, c, d and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1.34, "+1.3 %"), (-12.6, "-13 %"), (2.0, "+2.0 %"), (0.0391, "+0.039 %"), (0.0, "0 %"), (-1e-7, "0.000 %")],
+)
+def test_percentages_have_two_digits(value, shown):
+    assert sweep_words.percent(value, sign=True) == shown
 
 
 def test_a_folder_without_a_sweep_and_a_damaged_one_give_one_line(tmp_path):

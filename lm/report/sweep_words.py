@@ -214,7 +214,7 @@ def method(sweep: Sweep, judgement: Judgement) -> str:
         else "Differences are paired by seed, each judged by its own scatter."
     )
     if judgement.num_compared == 1:
-        corrected = "One comparison: a paired t-test, nothing to correct."
+        corrected = "It is one comparison (a paired t-test): there is nothing to correct."
     else:
         corrected = (
             f"Intervals and p-values hold for all {judgement.num_compared} comparisons together (Dunnett): a sweep without "

@@ -127,9 +127,9 @@ def judge(values: Values, baseline: str, level: float = LEVEL) -> Judgement:
     correlation = _smallest_correlation([difference.seeds for difference in judged])
 
     def verdict_on(difference: Difference) -> Difference:
-        if difference not in judged:
-            return difference
         count, family = len(difference.seeds), len(judged)
+        if count < 2:
+            return difference
         own_square = _exact(np.var(difference.per_seed, ddof=1), values)
         own = _Test(math.sqrt(own_square / count), count - 1, _t_limit(level / family, count - 1))
         test, own_scatter = own, True
@@ -139,7 +139,7 @@ def judge(values: Values, baseline: str, level: float = LEVEL) -> Judgement:
             suspect = baseline in unsteady or difference.variant in unsteady
             own_scatter = suspect and own.half_width > pooled.half_width
             test = own if own_scatter else pooled
-        t = abs(difference.mean) / test.error if test.error else math.inf if difference.mean else 0.0
+        t = abs(difference.mean) / test.error if test.error else math.inf if _exact(difference.mean**2, values) else 0.0
         bonferroni = min(1.0, family * _t_p(t, test.degrees))
         p = bonferroni if own_scatter else dunnett_p(t, family, test.degrees, correlation)
         seen: Verdict = "no difference seen" if t <= test.limit else "better" if difference.mean < 0 else "worse"

@@ -27,7 +27,8 @@ FLOORS = [
     {"parallel", "checkpoint", "quant"},
     {"infer", "evaluate"},
     {"train"},
-    {"plan", "sweep", "report", "interop", "launch"},
+    {"plan", "sweep", "interop", "launch"},
+    {"report"},
     {"commands"},
     {"__main__", "__init__"},
 ]

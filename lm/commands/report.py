@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _report_sweep(args: argparse.Namespace) -> None:
     from lm.report import sweep_text as text
+    from lm.report import sweep_words as words
     from lm.report.sweep import write_sweep_report
     from lm.sweep.results import read_sweep
 
@@ -55,13 +56,13 @@ def _report_sweep(args: argparse.Namespace) -> None:
         path = write_sweep_report(args.folder, args.out)
         common.note(f"wrote {path}")
     sweep = read_sweep(args.folder)
-    judgement = text.judge_sweep(sweep)
+    judgement = words.judge_sweep(sweep)
     if args.json:
         print(common.result_json({"report": path} | text.result_object(sweep, judgement)))
         return
     if args.format == "html":
         print(text.terminal_table(sweep, judgement) + "\n")
-        print("\n".join(line for _, line in text.verdict_lines(sweep, judgement)))
+        print("\n".join(line for _, line in words.verdict_lines(sweep, judgement)))
         return
     forms = {"markdown": text.markdown, "csv": text.csv_table, "table": text.terminal_table}
     content = forms[args.format](sweep, judgement).rstrip("\n") + "\n"

@@ -1,1 +1,1 @@
-"""Reports: self-contained HTML pages about runs, with their plots."""
+"""Reports: self-contained HTML pages about runs and sweeps, with their plots."""

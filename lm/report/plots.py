@@ -123,7 +123,7 @@ def line_plot(
                 solid_joinstyle="round",
                 clip_on=not item.points,  # a mark on the edge is drawn whole
             )
-        axes.set_xlabel(x_label, color=INK)
+        axes.set_xlabel(label_text(x_label), color=INK)
         axes.set_ylabel(y_label, color=INK)
         axes.margins(x=0.03 if log_x else 0.01)
         bands = [np.array(band, float) for item, _, _ in drawn for band in (item.low, item.high) if band is not None]

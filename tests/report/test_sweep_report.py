@@ -3,14 +3,15 @@
 import csv
 import html
 import json
+import pathlib
 import re
 
 import pytest
 
 from lm.errors import DamagedFileError, UsageError
-from lm.report import sweep_text
+from lm.report import sweep_text, sweep_words
 from lm.report.sweep import write_sweep_report
-from lm.storage import read_text
+from lm.storage import read_text, write_atomic
 from lm.sweep.results import read_curve, read_sweep
 from lm.sweep.statistics import judge
 from tests.report.test_run_report import Checker
@@ -36,7 +37,7 @@ def page_of(folder):
 
 def lines_of(folder):
     sweep = read_sweep(folder)
-    return [line for _, line in sweep_text.verdict_lines(sweep, sweep_text.judge_sweep(sweep))]
+    return [line for _, line in sweep_words.verdict_lines(sweep, sweep_words.judge_sweep(sweep))]
 
 
 def test_the_page_fetches_nothing_and_is_well_formed(finished):
@@ -75,7 +76,7 @@ def test_the_verdict_comes_first_and_holds_the_numbers_of_the_test(finished):
 
 def test_text_markdown_csv_and_json_agree(finished):
     sweep = read_sweep(finished)
-    judgement = sweep_text.judge_sweep(sweep)
+    judgement = sweep_words.judge_sweep(sweep)
     rows = list(csv.DictReader(read_text(f"{finished}/table.csv").splitlines()))
     assert [row["variant"] for row in rows] == ["swiglu", "gelu", "relu2"]  # the best first
     assert [row["verdict"] for row in rows] == ["better", "baseline", "no difference seen"]
@@ -117,7 +118,7 @@ def test_failures_and_pending_runs_are_rows_and_said(tmp_path):
     assert "Failed and left out: swiglu (1 run)" in lines
     assert "1 run of 12 pending: this can change." in lines
     cells = {
-        row[0]: row for row in sweep_text.table_cells(read_sweep(folder), sweep_text.judge_sweep(read_sweep(folder)))
+        row[0]: row for row in sweep_text.table_cells(read_sweep(folder), sweep_words.judge_sweep(read_sweep(folder)))
     }
     assert cells["broken"][1:3] == ["0/3", "-"] and cells["broken"][-1] == "no verdict"
     assert cells["swiglu"][1] == "2/3"
@@ -129,7 +130,7 @@ def test_failures_and_pending_runs_are_rows_and_said(tmp_path):
         ({"pending": lambda variant, seed: True}, "No run has finished yet: 9 pending."),
         ({"failed": {(v, s): "NaN" for v in THREE for s in range(3)}}, "All 9 runs failed"),
         ({"failed": {("gelu", s): "NaN" for s in range(3)}}, "The baseline gelu has no finished run"),
-        ({"seeds": (5,)}, "One seed in common with gelu allows no verdict: "),
+        ({"seeds": (5,)}, "One seed allows no verdict: "),
         ({"noise": 0.0}, "The seeds made no difference at all"),
     ],
 )
@@ -138,6 +139,16 @@ def test_a_sweep_in_any_state_has_a_report(tmp_path, options, says):
     assert says in " ".join(lines_of(folder))
     assert says in page_of(folder)
     assert sweep_text.terminal_table(read_sweep(folder)).count("\n") == 4
+
+
+def test_a_run_without_a_finite_value_is_said_and_left_out(tmp_path):
+    folder = write_sweep(tmp_path / "s", THREE, {"swiglu": -0.05}, curves=False)
+    path = tmp_path / "s" / "results" / f"{run_id('swiglu', 2)}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final": {"step": 600, "bits_per_byte": None}}))
+    lines = lines_of(folder)
+    assert "Done without a finite bits per byte and left out: swiglu seed 2." in lines
+    assert "2 seeds)" in lines[0]
+    assert "no value" in page_of(folder)
 
 
 def test_a_single_variant_is_not_compared(tmp_path):
@@ -157,7 +168,7 @@ def test_many_variants_are_counted_first_and_only_the_most_telling_have_sentence
         curves=False,
     )
     sweep = read_sweep(folder)
-    verdicts = [d.verdict for d in sweep_text.judge_sweep(sweep).differences]
+    verdicts = [d.verdict for d in sweep_words.judge_sweep(sweep).differences]
     lines = lines_of(folder)
     beat, worse = verdicts.count("better"), verdicts.count("worse")
     assert lines[0].startswith(f"Of 29 variants {beat} beat v10, {worse} are worse")
@@ -215,6 +226,28 @@ def test_what_comes_from_names_is_escaped_and_drawn_as_it_is(tmp_path):
     assert "<script>" not in content
     assert "&lt;script&gt; beats" in content
     assert "_a $x$</text>" in content  # no mathematics in the chart's legend
+
+
+def test_a_sweep_on_an_object_store_is_read_and_reported_there(tmp_path):
+    folder = pathlib.Path(write_sweep(tmp_path / "s", THREE, curves=False))
+    for path in filter(pathlib.Path.is_file, folder.rglob("*")):
+        write_atomic(f"memory://sweep/{path.relative_to(folder)}", path.read_bytes())
+    assert write_sweep_report("memory://sweep") == "memory://sweep/report.html"
+    assert read_text("memory://sweep/report.html") == read_text(write_sweep_report(str(folder)))
+
+
+def test_names_with_commas_are_told_apart():
+    assert sweep_words.named(["a", "b", "c"]) == "a, b and c"
+    assert sweep_words.named(["a=1, b=2", "a=1, b=3", "c"]) == "a=1, b=2; a=1, b=3 and c"
+    assert sweep_words.named(list("abcdef"), most=4) == "a, b, c, d and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1.34, "+1.3 %"), (-12.6, "-13 %"), (2.0, "+2.0 %"), (0.0391, "+0.039 %"), (0.0, "0 %"), (-1e-7, "0.000 %")],
+)
+def test_percentages_have_two_digits(value, shown):
+    assert sweep_words.percent(value, sign=True) == shown
 
 
 def test_a_folder_without_a_sweep_and_a_damaged_one_give_one_line(tmp_path):

@@ -51,6 +51,14 @@ def test_two_variants_agree_with_scipys_multivariate_t():
     assert dunnett_p(t, 2, 8) == pytest.approx(1 - inside, abs=1e-4)
 
 
+def test_unpaired_groups_agree_with_scipys_dunnett():
+    rng = np.random.default_rng(5)
+    control, *groups = rng.normal(0, 1, (5, 4)) + np.array([[0.0], [1.0], [2.0], [-0.5], [3.0]])
+    theirs = stats.dunnett(*groups, control=control, rng=np.random.default_rng(0))
+    for t, p in zip(theirs.statistic, theirs.pvalue, strict=True):
+        assert dunnett_p(abs(t), 4, 5 * 3) == pytest.approx(p, abs=1e-3)
+
+
 def test_dunnetts_published_limits():
     # Dunnett 1964, "New tables for multiple comparisons with a control", two-sided, joint 95 %.
     for family, degrees, limit in [(2, 10, 2.57), (5, 10, 2.99), (5, 20, 2.73), (9, 30, 2.86)]:
@@ -129,6 +137,7 @@ def test_a_variant_with_one_seed_in_common_has_no_verdict_beside_others_that_hav
     [
         {"a": {0: 1.5, 1: 1.5, 2: 1.5}, "b": {0: 1.5, 1: 1.5, 2: 1.5}},
         {"a": {0: 1.1, 1: 1.2}, "b": {0: 1.1, 1: 1.2}, "c": {0: 1.1, 1: 1.2}},
+        {"a": {0: 0.1 + 0.2, 1: 0.3}, "b": {0: 0.3, 1: 0.3}},
         {"a": {0: 0.1}, "b": {}},
         {"a": {}, "b": {0: 1.0, 1: 2.0}},
         {"a": {}, "b": {}},
@@ -171,9 +180,9 @@ def test_an_unsteady_baseline_makes_every_variant_stand_by_its_own_scatter():
 
 
 def test_sweeps_without_a_difference_seldom_see_one():
-    judged = [judge(draw(seed), "0") for seed in range(300)]
+    judged = [judge(draw(seed), "0") for seed in range(150)]
     found = sum(any(d.verdict != "no difference seen" for d in judgement.differences) for judgement in judged)
-    assert found <= 27  # 15 expected; more than 27 once in 800 times
+    assert found <= 16  # 7.5 expected; more than 16 once in 500 times
 
 
 def test_the_smallest_effect_is_seen_with_the_power_that_it_is_named_for():

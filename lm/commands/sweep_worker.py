@@ -129,7 +129,7 @@ def result_of(
         "final": final,
         "best": min(finite, key=lambda figure: figure[metric], default=None),
         "steps": steps,
-        "tokens": train[-1]["tokens"] if train else 0,
+        "tokens": max((r.get("tokens", 0) for r in train), default=0),  # the record of a step that failed has none
         "flops": flops,
         "num_parameters": info.get("num_parameters"),
         "tokens_per_second": _median([r["tokens_per_second"] for r in train if r.get("tokens_per_second")]),

@@ -13,6 +13,7 @@ A claim ends when its lease has run out, or at once when its process was on this
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -124,8 +125,8 @@ class Ledger:
         return join(self._claims, f"{run_id}.{number}.json")
 
     def _newest(self, run_id: str) -> int | None:
-        numbers = [name.split(".")[1] for name in list_names(self._claims) if name.startswith(f"{run_id}.")]
-        return max((int(number) for number in numbers if number.isdigit()), default=None)
+        matches = (re.fullmatch(re.escape(run_id) + r"\.(\d+)\.json", name) for name in list_names(self._claims))
+        return max((int(match[1]) for match in matches if match), default=None)
 
 
 def _claim(seconds: float) -> str:

@@ -14,7 +14,7 @@ from lm.sweep.ledger import Ledger
 
 
 def test_of_many_that_claim_a_run_at_once_one_gets_it(tmp_path):
-    start, got = threading.Barrier(8), []
+    start, got = threading.Barrier(8, timeout=60), []
 
     def work():
         ledger = Ledger(str(tmp_path))

@@ -1,19 +1,20 @@
-"""Is a gated feed-forward (SwiGLU, Shazeer 2020) better than GELU at the same number of tokens and parameters?
+"""Is a gated feed-forward (SwiGLU, Shazeer 2020) better than GELU, at equal training FLOPs?
 
-lm sweep --config experiments/sweeps/swiglu_vs_gelu.py --workdir runs/swiglu_vs_gelu
+    lm sweep --config experiments/sweeps/swiglu_vs_gelu.py --workdir runs/swiglu_vs_gelu
+    lm sweep --config experiments/sweeps/swiglu_vs_gelu.py --workdir runs/swiglu_124m --base experiments/gpt2_124m.py
+
+The hidden width is 8/3 D where gated (three kernels, rounded up to 64) and 4 D where not (two): about the same number
+of parameters, and what is left of the difference in FLOPs is made up for in steps.
 """
 
-from lm.sweep.algebra import Sweep, chain, named, seeds
+from lm.sweep.algebra import Sweep, seeds, sweep
 
 
 def get_sweep():
-    # 8/3 D where gated (three kernels), 4 D where not (two): the same number of parameters, up to rounding.
     return Sweep(
         config="small.py",
-        variants=chain(
-            named("gelu", {"model.activation": "gelu"}),
-            named("swiglu", {"model.activation": "swiglu"}),
-        ),
+        variants=sweep("model.activation", ["gelu", "swiglu"]),
         baseline="gelu",
+        match="flops",
         seeds=seeds(3),
     )

@@ -1,0 +1,21 @@
+"""Does the learning rate grow with the batch, at equal tokens? A grid of both, as a heat map.
+
+    lm sweep --config experiments/sweeps/batch_and_lr.py --workdir runs/batch_and_lr
+
+Rates share one compilation, so a column of the grid costs little more than its steps.
+"""
+
+from lm.sweep.algebra import Sweep, product, seeds, sweep
+
+
+def get_sweep():
+    return Sweep(
+        config="small.py",
+        variants=product(
+            sweep("data.batch_size", [4, 8, 16]),
+            sweep("optimizer.learning_rate", [3e-3, 6e-3, 1.2e-2]),
+        ),
+        baseline="batch_size=8 learning_rate=0.006",
+        seeds=seeds(3),
+        base={"optimizer.num_steps": 150},
+    )

@@ -1,0 +1,16 @@
+"""Which initialization learns fastest? The schemes of `lm/model/initializers.py`, embeddings the same in all.
+
+lm sweep --config experiments/sweeps/init_scheme.py --workdir runs/init_scheme
+"""
+
+from lm.sweep.algebra import Sweep, seeds, sweep
+
+
+def get_sweep():
+    return Sweep(
+        config="small.py",
+        variants=sweep("model.initializer", ["gpt2", "normal", "fan_in", "zero_out", "xavier", "kaiming_in"]),
+        baseline="gpt2",
+        base={"model.embedding_std": 0.02},
+        seeds=seeds(3),
+    )

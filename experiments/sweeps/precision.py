@@ -1,0 +1,23 @@
+"""What do 16 bits cost? bf16 and fp16 activations, and bf16 weights with and without stochastic rounding.
+
+lm sweep --config experiments/sweeps/precision.py --workdir runs/precision
+"""
+
+from lm.sweep.algebra import Sweep, chain, named, seeds
+
+WEIGHTS = {"precision.compute": "bfloat16", "precision.parameters": "bfloat16"}
+
+
+def get_sweep():
+    return Sweep(
+        config="small.py",
+        variants=chain(
+            named("f32"),
+            named("bf16", {"precision.compute": "bfloat16"}),
+            named("fp16", {"precision.compute": "float16"}),
+            named("bf16 weights", WEIGHTS),
+            named("bf16 weights, stochastic", {**WEIGHTS, "precision.stochastic_rounding": True}),
+        ),
+        baseline="f32",
+        seeds=seeds(3),
+    )

@@ -26,19 +26,23 @@ class Shared:
 
     def once(self, kind: str, config: Config, make: Callable[[], Any]) -> Any:
         """Return what `make()` returned for the first config whose program is the same as this one's."""
-        from lm.train.step import program_config
-
-        key = kind, program_config(config)
+        key = kind, _program(config)
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def step_bytes(self, config: Config) -> int | None:
-        """Return the device's bytes in a step of the config: state, batch and temporaries; None: not compiled here."""
-        built = self.once("step", config, lambda: None)
+        """Return a device's bytes in a step of the config: state, batch and temporaries; None: not compiled here."""
+        built = self._made.get(("step", _program(config)))
         found = [program.memory_analysis() for program in built.programs.values()] if built else []
         sizes = [m.argument_size_in_bytes + m.temp_size_in_bytes for m in found if m is not None]
         return max(sizes, default=None)
+
+
+def _program(config: Config) -> Config:
+    from lm.train.step import program_config
+
+    return program_config(config)
 
 
 def run_training(

@@ -102,6 +102,32 @@ def test_a_checkpoint_without_its_last_file_is_none_and_the_run_continues_before
     same_content(env, runs)
 
 
+SWEEP = """
+from lm.sweep.algebra import Sweep, sweep
+
+
+def get_sweep():
+    rates = sweep("optimizer.learning_rate", [1e-2, 2e-2])
+    return Sweep(config={!r}, variants=rates, baseline=rates[0].name, seeds=(0,), base={{"optimizer.num_steps": 6}})
+"""
+
+
+def test_two_workers_share_a_sweep_on_the_store_and_it_gives_what_it_gives_on_a_disk(config, store, tmp_path):
+    env, client = store
+    (tmp_path / "rates.py").write_text(SWEEP.format(str(config)))
+    command = ("sweep", "--config", tmp_path / "rates.py", "--json", "--workdir")
+    local = result(env, *command[:-2], "--workdir", tmp_path / "sweep")
+    workers = [start(*command, "s3://bucket/sweep", **env) for _ in range(2)]
+    ends = [finish(worker) for worker in workers]
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert sum(err.count("bits per byte after") for *_, err in ends) == 2, ends
+    remote = json.loads(ends[0][1])
+    values = [{row["variant"]: row["mean"] for row in found["variants"]} for found in (local, remote)]
+    assert values[0] == values[1] and len(values[0]) == 2
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="bucket", Prefix="sweep/")["Contents"]]
+    assert {"sweep/ledger.jsonl", "sweep/report.html", "sweep/sweep.json"} <= set(keys)
+
+
 def refused(done, code: int) -> str:
     assert done[0] == code and done[1] == "", done
     lines = [line for line in done[2].splitlines() if line.startswith("lm: ")]

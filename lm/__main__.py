@@ -15,6 +15,7 @@ VERBS = {  # in the order of use
     "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
+    "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
     "plan": "memory, communication and step time on hardware that is not here",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f'"{arguments[0]}" is not a verb.{did_you_mean(arguments[0], VERBS)} Verbs: {", ".join(VERBS)}.'
             )
         rest, overrides = split_overrides(arguments[1:])
-        verb = importlib.import_module(f"lm.commands.{arguments[0]}")
+        verb = importlib.import_module(f"lm.commands.{arguments[0].replace('-', '_')}")
         parser = argparse.ArgumentParser(
             prog=f"lm {arguments[0]}", description=verb.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )

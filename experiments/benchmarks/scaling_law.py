@@ -209,7 +209,9 @@ def train_missing(grid: Grid, runs: Sequence[tuple[int, int, int]]) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="the sweep's folder: one result file per run")
-    parser.add_argument("--learning-rate", type=float, default=0.01, metavar="RATE", help="at width 64 (default 0.01)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=0.025, metavar="RATE", help="at width 64 (default 0.025)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS), metavar="D", help="multiples of 16")
     return parser.parse_args(arguments)

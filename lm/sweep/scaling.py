@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lm.errors import LmError
+from lm.errors import UsageError
 
 DRAWS = 500  # refits for an interval
 FEWEST_RUNS, FEWEST_VALUES = 8, 3  # runs, and different numbers of parameters and of tokens among them
@@ -126,7 +126,7 @@ def fit(runs: Iterable[Run], seed: int = 0) -> Fit:
       seed: of the perturbations.
 
     Raises:
-      LmError: too few runs, sizes or numbers of tokens; or a value that is not a positive number.
+      UsageError: too few runs, sizes or numbers of tokens; or a value that is not a positive number.
     """
     runs = list(runs)
     _check(runs)
@@ -145,10 +145,10 @@ def _check(runs: Sequence[Run]) -> None:
     for run in runs:
         for name, value in dataclasses.asdict(run).items():
             if not (math.isfinite(value) and value > 0):
-                raise LmError(f"a scaling law needs positive {name}; a run has {value}.")
+                raise UsageError(f"a scaling law needs positive {name}; a run has {value}.")
     sizes, tokens = ({getattr(run, name) for run in runs} for name in ("parameters", "tokens"))
     if len(runs) < FEWEST_RUNS or min(len(sizes), len(tokens)) < FEWEST_VALUES:
-        raise LmError(
+        raise UsageError(
             f"a scaling law needs at least {FEWEST_RUNS} finished runs with {FEWEST_VALUES} numbers of parameters and "
             f"{FEWEST_VALUES} of tokens; found {len(runs)} with {len(sizes)} and {len(tokens)}."
         )

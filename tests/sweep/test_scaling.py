@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lm.errors import LmError
+from lm.errors import UsageError
 from lm.sweep.scaling import Law, Run, fit
 
 CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
@@ -101,10 +101,12 @@ def test_more_noise_and_a_larger_step_give_a_wider_interval():
 def test_the_optimum_is_the_lowest_loss_of_its_budget():
     flops = 1e21
     N, D = CHINCHILLA.optimum(flops)
-    assert 6 * N * D == pytest.approx(flops)
+    assert pytest.approx(flops) == 6 * N * D
     for factor in (0.9, 1.1):
         assert CHINCHILLA.loss(N * factor, D / factor) > CHINCHILLA.loss(N, D)
-    best, low, high = fit(runs_of(CHINCHILLA, np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5), 0.002)).optimum(flops)
+    best, low, high = fit(runs_of(CHINCHILLA, np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5), 0.002)).optimum(
+        flops
+    )
     assert low[0] < best[0] < high[0] and low[0] < N < high[0]
 
 
@@ -113,13 +115,13 @@ def test_the_optimum_is_the_lowest_loss_of_its_budget():
     [(SIZES[:2], TOKENS, "with 2 and 4"), (SIZES, TOKENS[:1], "4 with 4 and 1"), ([], [], "found 0")],
 )
 def test_too_few_runs_are_refused_in_one_line(sizes, tokens, said):
-    with pytest.raises(LmError, match=said) as refusal:
+    with pytest.raises(UsageError, match=said) as refusal:
         fit(runs_of(CHINCHILLA, sizes, tokens))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_loss_that_is_no_number_is_refused():
-    with pytest.raises(LmError, match="positive loss; a run has nan"):
+    with pytest.raises(UsageError, match="positive loss; a run has nan"):
         fit([*runs_of(CHINCHILLA, SIZES, TOKENS), Run(1e5, 1e5, math.nan)])
 
 

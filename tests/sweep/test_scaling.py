@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize, special
 
 from lm.errors import UsageError
 from lm.sweep.scaling import Law, Run, fit
@@ -31,8 +32,6 @@ def test_a_law_without_noise_is_found_again_over_a_wide_grid():
 
 def test_the_fit_is_the_minimum_that_scipy_finds_where_priors_no_longer_matter():
     """Against L-BFGS on the published objective: Huber losses of the log-sum-exp."""
-    optimize = pytest.importorskip("scipy.optimize")
-    special = pytest.importorskip("scipy.special")
     runs = runs_of(CHINCHILLA, np.geomspace(1e6, 1e10, 9), np.geomspace(1e8, 1e12, 9), noise=0.003)
     log_N, log_D, log_L = np.log([(run.parameters, run.tokens, run.loss) for run in runs]).T
     fitted = fit(runs)
@@ -43,7 +42,7 @@ def test_the_fit_is_the_minimum_that_scipy_finds_where_priors_no_longer_matter()
         terms = [e + 0 * log_N, a - alpha * log_N, b - beta * log_D]
         return special.huber(delta, log_L - special.logsumexp(terms, axis=0)).sum() / fitted.noise**2
 
-    starts = [(e, a, b, 0.4, 0.4) for e in (-0.5, 0.5) for a in (5, 10) for b in (5, 10)]
+    starts = [(0.5, a, b, 0.4, 0.4) for a in (5, 10) for b in (5, 10)]
     found = [optimize.minimize(objective, start, method="L-BFGS-B", options={"maxiter": 5000}) for start in starts]
     e, a, b, alpha, beta = min(found, key=lambda one: one.fun).x
     theirs = Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
@@ -127,4 +126,5 @@ def test_a_loss_that_is_no_number_is_refused():
 
 def test_the_same_runs_give_the_same_interval():
     runs = runs_of(CHINCHILLA, SIZES, TOKENS, 0.004)
-    assert fit(runs).predict(*LARGER) == fit(runs).predict(*LARGER)
+    fitted = fit(runs)
+    assert fitted.predict(*LARGER) == fitted.predict(*LARGER) == fit(runs).predict(*LARGER)

@@ -50,12 +50,11 @@ def draw(
             for row in predictions:
                 if _nearest(levels, row[per]) == number:
                     _mark(axes, row[over], row, color)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _count_ticks(axes)
+        _loss_ticks(axes)
         axes.set_xlabel({"parameters": "parameters N", "tokens": "training tokens D"}[over])
         axes.set_title(f"{metric} over {over}", fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8, title=per, title_fontsize=8, loc="lower left")
-        _plain_ticks(axes)
     right.axhline(0, color="#888888", linewidth=0.8)
     right.plot(
         [row["parameters"] for row in runs],
@@ -72,13 +71,15 @@ def draw(
         _mark(
             right, row["parameters"], {"predicted": 0, **relative}, SERIES_COLORS[1], label="predicted, 95 % interval"
         )
-    right.set_xscale("log")
+    _count_ticks(right)
     right.set_xlabel("parameters N")
     right.set_title("% from the law", fontsize=10, loc="left")
     handles = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-    right.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="upper left")
+    right.legend(
+        handles.values(), handles.keys(), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+    )
     for axes in (left, middle, right):
-        axes.grid(axis="y", which="both" if axes is not right else "major", alpha=0.2)
+        axes.grid(axis="y", alpha=0.2)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.margins(y=0.12)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -109,10 +110,22 @@ def _nearest(levels: Sequence[float], value: float) -> int:
     return int(np.argmin(np.abs(np.log(levels) - np.log(value))))
 
 
-def _plain_ticks(axes) -> None:
-    """Write losses as numbers, not as powers of ten."""
+def _count_ticks(axes) -> None:
+    """Write counts as 100k, 1.00M."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=9)
+
+
+def _loss_ticks(axes) -> None:
+    """Write losses as numbers, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

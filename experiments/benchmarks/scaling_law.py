@@ -1,4 +1,4 @@
-"""Does a scaling law fitted to small runs predict a larger one? Five widths by four numbers of tokens, one run held back.
+"""Does a scaling law fitted to small runs predict a larger one? Four widths by four numbers of tokens, one run held back.
 
     python -m experiments.benchmarks.scaling_law --out runs/scaling
 
@@ -32,7 +32,7 @@ from lm.errors import LmError
 from lm.resolve import fingerprint, with_vocabulary
 from lm.storage import exists, join, locked, make_folder, write_atomic
 
-WIDTHS = (32, 48, 64, 96, 128)
+WIDTHS = (32, 48, 64, 96)
 TOKENS = (131_072, 212_992, 327_680, 524_288)  # of a run
 HELD_BACK = (192, 1_048_576)  # width and tokens
 BASELINE = "64x327680"
@@ -212,7 +212,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--learning-rate", type=float, default=0.025, metavar="RATE", help="at width 64 (default 0.025)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED")
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS), metavar="D", help="multiples of 16")
     return parser.parse_args(arguments)
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameters",
         choices=("non_embedding", "total", "active"),
         default="non_embedding",
-        help="what counts as N: without embeddings and head (default), all, or those that one token uses",
+        help="what counts as N: without embeddings and head (default: predicts better), all, or those that one token uses",
     )
     parser.add_argument("--metric", choices=("loss", "bits_per_byte"), default="loss", help="L (default: loss)")
     parser.add_argument("--out", metavar="FILE", help="draw the runs, the law and the prediction: .png or .svg")

@@ -75,13 +75,11 @@ def draw(
     right.set_xlabel("parameters N")
     right.set_title("% from the law", fontsize=10, loc="left")
     handles = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-    right.legend(
-        handles.values(), handles.keys(), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2)
-    )
+    right.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="upper left")
     for axes in (left, middle, right):
         axes.grid(axis="y", alpha=0.2)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.margins(y=0.12)
+        axes.margins(y=0.12 if axes is not right else 0.35)  # room for its legend
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     out = io.BytesIO()
     metadata = {"Date": None} if path.endswith(".svg") else None

@@ -1,4 +1,4 @@
-"""Does a scaling law fitted to small runs predict a larger one? Four widths by four numbers of tokens, one run held back.
+"""Does a scaling law fitted to small runs predict a larger one? Five widths by four numbers of tokens, one run held back.
 
     python -m experiments.benchmarks.scaling_law --out runs/scaling
 
@@ -9,6 +9,11 @@ and muP carries the learning rate that was tuned at width 64 to the others: so t
 its size and its tokens, not by how well it was tuned. Width alone grows, at 4 layers and heads of 16.
 
 One result file per run: stop it at any time, the same command goes on. Each width is compiled once.
+
+On 2 shared CPU cores 37 runs (widths 32 to 96 with seeds 0 and 1, 128 with seed 0) trained for 35 minutes. The law
+predicts 3.107 nats per token for the held-back run (2.2 times the parameters and twice the tokens of the largest), which
+has 3.119: -0.4 %. Its 95 % interval is ±4.2 %: half as wide again as the fit alone says, because the largest
+run of the grid is predicted 2.2 % too low from those that are smaller in both.
 """
 
 import argparse
@@ -32,7 +37,7 @@ from lm.errors import LmError
 from lm.resolve import fingerprint, with_vocabulary
 from lm.storage import exists, join, locked, make_folder, write_atomic
 
-WIDTHS = (32, 48, 64, 96)
+WIDTHS = (32, 48, 64, 96, 128)
 TOKENS = (131_072, 212_992, 327_680, 524_288)  # of a run
 HELD_BACK = (192, 1_048_576)  # width and tokens
 BASELINE = "64x327680"

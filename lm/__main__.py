@@ -17,6 +17,7 @@ VERBS = {  # in the order of use
     "tokenizer": "train a byte-level BPE; look at one",
     "sweep": "train every variant of a config with every seed, and say what the difference is worth",
     "report": "what a sweep says, as one page",
+    "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
     "plan": "memory, communication and step time on hardware that is not here",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }

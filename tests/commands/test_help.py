@@ -31,7 +31,17 @@ assert not heavy, heavy
 def test_every_listed_verb_is_built_and_no_built_verb_is_missing():
     for verb in VERBS:
         assert importlib.util.find_spec(f"lm.commands.{verb.replace('-', '_')}"), verb
-    helpers = {"__init__", "cluster", "common", "environment", "opened", "startup", "supervisor"}
+    helpers = {
+        "__init__",
+        "claiming",
+        "cluster",
+        "common",
+        "environment",
+        "opened",
+        "startup",
+        "supervisor",
+        "training",
+    }
     built = {path.stem for path in (REPOSITORY / "lm" / "commands").glob("*.py")}
     verbs = {verb.replace("-", "_") for verb in VERBS}
     parts = {stem for stem in built - verbs if "_" in stem and stem.split("_")[0] in VERBS}  # eval_tasks

@@ -11,6 +11,7 @@ from lm.errors import LmError, UsageError, did_you_mean
 VERBS = {  # in the order of use
     "train": "train a model; continues if the folder holds a run",
     "eval": "loss, perplexity and bits per byte of a checkpoint",
+    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "generate": "continue a prompt, streaming",
     "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f'"{arguments[0]}" is not a verb.{did_you_mean(arguments[0], VERBS)} Verbs: {", ".join(VERBS)}.'
             )
         rest, overrides = split_overrides(arguments[1:])
-        verb = importlib.import_module(f"lm.commands.{arguments[0]}")
+        verb = importlib.import_module(f"lm.commands.{arguments[0].replace('-', '_')}")
         parser = argparse.ArgumentParser(
             prog=f"lm {arguments[0]}", description=verb.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )

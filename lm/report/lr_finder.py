@@ -13,7 +13,7 @@ ENDS = {
     "not_finite": "stopped where the loss was no number",
     "high": "ran to the highest rate",
 }
-_MARKERS = {"steepest": "v", "valley": "D", "minimum": "s", "search": "o"}
+_CHOSEN = "#c02020"
 
 
 def draw(result: Mapping[str, Any], path: str, *, title: str) -> None:
@@ -35,7 +35,6 @@ def draw(result: Mapping[str, Any], path: str, *, title: str) -> None:
     if search:
         _draw_search(panels[1], search, result["suggestion"] if result["rule"] == "search" else None)
     for axes in panels:
-        axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.grid(axis="y", alpha=0.2)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -48,6 +47,7 @@ def draw(result: Mapping[str, Any], path: str, *, title: str) -> None:
 
 
 def _draw_ramp(axes, result: Mapping[str, Any], ramp: Mapping[str, Any]) -> None:
+    axes.set_xscale("log")
     points = ramp["points"]
     rates, smoothed = [p["learning_rate"] for p in points], [p["smoothed"] for p in points]
     axes.plot(rates, [p["loss"] for p in points], color=SERIES_COLORS[0], alpha=0.35, linewidth=0.9, label="loss")
@@ -56,25 +56,29 @@ def _draw_ramp(axes, result: Mapping[str, Any], ramp: Mapping[str, Any]) -> None
     for low, high in ((rates[0], rates[first]), (rates[last - 1], rates[-1])):
         axes.axvspan(low, high, color="#888888", alpha=0.12, linewidth=0)
     for number, (rule, rate) in enumerate(result["suggestions"].items(), 1):
-        is_chosen, color = rule == result["rule"], SERIES_COLORS[number % len(SERIES_COLORS)]
-        axes.axvline(rate, color=color, linewidth=1.6 if is_chosen else 0.9, linestyle="-" if is_chosen else "--")
-        label = f"{rule}: {rate:.2g}" + (" (suggested)" if is_chosen else "")
-        axes.plot([], [], color=color, linestyle="-" if is_chosen else "--", label=label)
+        is_chosen = rule == result["rule"]
+        style = (
+            {"color": _CHOSEN, "linewidth": 1.6} if is_chosen else {"color": SERIES_COLORS[number], "linestyle": "--"}
+        )
+        axes.axvline(
+            rate, label=f"{rule}: {rate:.2g}" + (", suggested" if is_chosen else ""), **{"linewidth": 1} | style
+        )
     # What diverges leaves at the top; the fall is what one reads.
-    low, begin = min(smoothed), smoothed[0]
-    axes.set_ylim(low - 0.12 * (begin - low or 1), begin + 0.25 * (begin - low or 1))
+    low, begin = min(point["loss"] for point in points), points[0]["loss"]
+    axes.set_ylim(low - 0.05 * (begin - low or 1), begin + 0.15 * (begin - low or 1))
     axes.set_ylabel("training loss, nats per token")
     axes.set_title(f"range test, {len(points)} steps, {ENDS[ramp['ended']]}; grey: trimmed", fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9, loc="best")
 
 
 def _draw_search(axes, search: Mapping[str, Any], chosen: float | None) -> None:
-    points = sorted(search["points"], key=lambda point: point["learning_rate"])
-    points = [p for p in points if p["loss"] is not None and math.isfinite(p["loss"])]
+    axes.set_xscale("log")
+    points = [p for p in search["points"] if p["loss"] is not None and math.isfinite(p["loss"])]
     rates = [p["learning_rate"] for p in points]
     axes.plot(rates, [p["loss"] for p in points], color=SERIES_COLORS[0], marker="o", markersize=5, linewidth=1.2)
     if chosen is not None:
-        axes.axvline(chosen, color=SERIES_COLORS[4], linewidth=1.6)
-    axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=45, minor=False)
+        axes.axvline(chosen, color=_CHOSEN, linewidth=1.6)
+    axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
     axes.minorticks_off()
-    axes.set_title(f"short runs, {search['num_steps']} steps each, loss at their end", fontsize=9, loc="left")
+    title = f"{len(search['points'])} short runs of {search['num_steps']} steps, loss of the last quarter"
+    axes.set_title(title, fontsize=9, loc="left")

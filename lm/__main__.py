@@ -11,12 +11,12 @@ from lm.errors import LmError, UsageError, did_you_mean
 VERBS = {  # in the order of use
     "train": "train a model; continues if the folder holds a run",
     "eval": "loss, perplexity and bits per byte of a checkpoint",
-    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "generate": "continue a prompt, streaming",
     "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
     "plan": "memory, communication and step time on hardware that is not here",
+    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 

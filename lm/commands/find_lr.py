@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     began = time.monotonic()
     config = common.resolve_here(common.load_config(args.config, args.overrides))
+    if args.checkpoint:
+        read_run_info(args.checkpoint)
     make_folder(args.workdir)
 
     from lm.report.lr_finder import draw
@@ -124,6 +126,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.steps < FEWEST_STEPS:
         raise UsageError(f"--steps {args.steps}: a curve needs {FEWEST_STEPS} or more.")
+    if args.vmap and not args.search:
+        raise UsageError("--vmap trains the rates of --search side by side; give it 2 or more.")
     if args.search < 0 or args.search == 1:
         raise UsageError(f"--search {args.search}: expected 0 (the ramp alone), or 2 rates or more.")
 
@@ -151,7 +155,7 @@ class Opened:
 
 
 def open_training(config: Config, checkpoint: str | None = None) -> Opened:
-    """Open the data of a config and build its step, on the devices of this machine.
+    """Open the data of a config and build its step on the devices of this machine.
 
     Args:
       config: resolved.
@@ -179,10 +183,8 @@ def open_training(config: Config, checkpoint: str | None = None) -> Opened:
     from lm.train.step import TrainState, build_step
 
     init_from = train._init_fingerprint(config, "")
-    if checkpoint:
-        read_run_info(checkpoint)
     dataset = open_data(prepare(config.data, progress=common.data_progress(common.note)), config.data.verify)
-    train._check_tokenizer(config, dataset)
+    train._check_tokenizer(dataclasses.replace(config, init_from=checkpoint or config.init_from), dataset)
     config = with_vocabulary(config, dataset.vocab_size)
     check_fits(config, detect())
     built = build_step(config, make_mesh(config.parallel))

@@ -57,32 +57,37 @@ class RangeTest:
         steps = len(self.losses)
         return slice(round(_SKIP_START * steps), max(steps - round(_SKIP_END * steps), 1))
 
+    @property
+    def _fall(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rates and smoothed losses of the trimmed curve up to its minimum: what falls later has diverged before."""
+        rates, losses = self.learning_rates[self.trimmed], self.smoothed[self.trimmed]
+        end = int(np.argmin(losses)) + 1
+        return rates[:end], losses[:end]
+
     def suggestions(self) -> dict[str, float]:
-        """Return a learning rate by each rule that finds one in the trimmed curve; empty if the loss never falls.
+        """Return a learning rate by each rule, read off the trimmed curve; empty if the loss does not fall there.
 
         - `steepest`: where the smoothed loss falls fastest over the logarithm of the rate.
-        - `valley`: two thirds along the longest stretch over which it falls without a break.
+        - `valley`: two thirds along the longest stretch over which it falls without a break (fastai's).
         - `minimum`: a tenth of the rate at its minimum.
         """
-        rates, losses = self.learning_rates[self.trimmed], self.smoothed[self.trimmed]
-        if len(losses) < 3 or losses.argmin() == 0:
+        rates, losses = self._fall
+        if len(rates) < 3:
             return {}
-        slopes = np.gradient(losses, np.log(rates))
         first, last = _longest_descent(losses)
         return {
-            "steepest": float(rates[np.argmin(slopes)]),
+            "steepest": float(rates[np.argmin(np.gradient(losses, np.log(rates)))]),
             "valley": float(rates[first + round(2 / 3 * (last - first))]),
-            "minimum": float(rates[np.argmin(losses)] / 10),
+            "minimum": float(rates[-1] / 10),
         }
 
     def bracket(self) -> tuple[float, float]:
         """Return the rates between which the best one is looked for: from the steepest fall to the minimum.
 
-        Below the first a run wastes steps; above the second the ramp's loss fell no more.
+        Below the first a run wastes steps; above the second the ramp's loss fell no more. A factor of 2 at least.
         """
-        rates, losses = self.learning_rates[self.trimmed], self.smoothed[self.trimmed]
-        steepest, lowest = self.suggestions()["steepest"], float(rates[np.argmin(losses)])
-        return steepest, max(lowest, 2 * steepest)
+        steepest = self.suggestions()["steepest"]
+        return steepest, max(float(self._fall[0][-1]), 2 * steepest)
 
     @property
     def is_still_falling(self) -> bool:

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", type=int, default=5, metavar="K", help="rates of the short search; 0: the ramp alone (default: 5)"
     )
     parser.add_argument(
+        "--search-steps",
+        type=int,
+        metavar="N",
+        help="of each short run (default: an eighth of the config's, 20 or more)",
+    )
+    parser.add_argument(
         "--vmap", action="store_true", help="train the K rates side by side in one program, not in turn"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -39,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n"
         "  lm find-lr --config experiments/tiny.py --workdir runs/find_lr\n\n"
         "The ramp's rates are absolute, so that a wrong rate in the config does not hide the good ones; Muon's\n"
-        "adam_learning_rate keeps its ratio to learning_rate. Warmup and schedule are ignored in the ramp and\n"
-        "compressed into the short runs, each an eighth of config.optimizer.num_steps. They lie between the ramp's steepest\n"
-        "fall and its minimum; where the best is the first or the last of them, up to three more follow."
+        "adam_learning_rate keeps its ratio to learning_rate. The short runs lie between the ramp's steepest fall and its\n"
+        "minimum; where the best is the first or the last of them, up to three more follow. Warmup and schedule are\n"
+        "ignored in the ramp and compressed into the short runs; batches have one shape, that of the first step."
     )
 
 
@@ -59,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     # 1. Data, the step, and the state that the ramp and each short run begin with.
     opened = open_training(config, args.checkpoint)
     config = opened.config
+    if args.vmap and opened.built.mesh.size > 1:
+        raise UsageError(f"--vmap is for one device, and there are {opened.built.mesh.size}; leave it out.")
 
     # 2. The ramp.
     ramp = lr_finder.range_test(
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
             config,
             *ramp.bracket(),
             num_rates=args.search,
+            num_steps=args.search_steps,
             start=opened.start,
             together=args.vmap,
             progress=common.progress_line("short runs", "steps"),
@@ -98,12 +107,16 @@ def run(args: argparse.Namespace) -> None:
     opened.loader.check()
 
     # 4. What came of it.
+    suggested = lr_finder.at_rate(config, suggestions[rule]).optimizer
+    names = "learning_rate", *(("adam_learning_rate",) if suggested.adam_learning_rate else ())
+    overrides = {f"optimizer.{name}": getattr(suggested, name) for name in names}
     result = {
         "config_file": args.config,
         "fingerprint": opened.fingerprint,
         "checkpoint": args.checkpoint,
         "rule": rule,
         "suggestion": suggestions[rule],
+        "overrides": overrides,
         "suggestions": suggestions,
         "range_test": ramp.record(),
         "search": search and search.record(),
@@ -114,12 +127,13 @@ def run(args: argparse.Namespace) -> None:
     write_atomic(join(args.workdir, "find_lr.json"), common.result_json(result, indent=2) + "\n")
     draw(result, picture, title=f"learning rate for {args.config}")
     others = ", ".join(f"{name} {rate:.2g}" for name, rate in suggestions.items() if name != rule)
-    line = f"config.optimizer.learning_rate={suggestions[rule]:.2g} ({rule}; {others}): {picture}"
+    setting = " ".join(f"--config.{path}={value:.2g}" for path, value in overrides.items())
+    line = f"{setting} ({rule}; {others}): {picture}"
     print(common.result_json(result) if args.json else line)
 
 
 def _check(args: argparse.Namespace) -> None:
-    common.require_positive(args, "steps")
+    common.require_positive(args, "steps", "search_steps")
     if not 0 < args.low < args.high < math.inf:
         raise UsageError(
             f"--low {args.low:g} --high {args.high:g}: expected two positive numbers, the lower one first."

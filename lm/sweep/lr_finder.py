@@ -159,7 +159,7 @@ class Search:
     """Short runs, in the order of their learning rates."""
 
     rates: tuple[float, ...]
-    losses: tuple[float, ...]  # mean training loss of the last quarter, nats per token; infinite: not finite
+    losses: tuple[float, ...]  # nats per token, at the end of the run; infinite: one was not finite
     num_steps: int  # of each run
 
     def suggestion(self) -> float | None:
@@ -206,16 +206,19 @@ def search_between(
       num_rates: 2 or more; up to 3 more follow, one by one, until the best has one on either side.
       num_steps: of each run; None: an eighth of the config's, and at least 20.
     """
-    num_steps = num_steps or max(FEWEST_STEPS, round(config.optimizer.num_steps / HORIZON))
-    common = {"num_steps": num_steps, "start": start, "progress": progress}
+    whole = config.optimizer.num_steps
+    num_steps = num_steps or min(whole, max(FEWEST_STEPS, round(whole / HORIZON)))
+    shared = {"num_steps": num_steps, "start": start}
     rates = np.geomspace(low, high, num_rates).tolist()
-    losses = short_search(built, batch, config, rates, together=together, **common)
+    losses = short_search(built, batch, config, rates, together=together, progress=progress, **shared)
     for _ in range(_MOST_EXTENSIONS):
         place, ratio = int(np.argmin(losses)), rates[1] / rates[0]
         if 0 < place < len(rates) - 1 or not math.isfinite(losses[place]):
             break
         at, rate = (0, rates[0] / ratio) if place == 0 else (len(rates), rates[-1] * ratio)
-        losses[at:at] = short_search(built, batch, config, [rate], **common)
+        before = num_steps * len(rates)
+        on = lambda done, total, before=before: progress(before + done, before + total)  # noqa: E731
+        losses[at:at] = short_search(built, batch, config, [rate], progress=on, **shared)
         rates.insert(at, rate)
     return Search(tuple(rates), tuple(losses), num_steps)
 
@@ -240,7 +243,8 @@ def short_search(
       rates: peaks of the schedule.
       num_steps: of each rate.
       together: all rates side by side in one program (`vmap`), for one device; else one after the other, in the
-        program that is compiled already.
+        program that is compiled already. On 2 CPU cores side by side is slower, at the size of `experiments/tiny.py`
+        and at a much smaller one (`experiments/benchmarks/lr_finder.py --vmap`).
     """
     start = start or built.init
     configs = [compressed(config, num_steps, rate) for rate in rates]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.report.lr_finder import draw
 from lm.sweep.lr_finder import (
     RangeTest,
     Search,
@@ -199,3 +200,18 @@ def test_every_run_begins_with_the_state_that_is_given_and_leaves_it_as_it_was()
     ]
     assert losses[0] == losses[1] != range_test(built, batch_of(built), config, num_steps=3).losses.tolist()
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(held), strict=True))
+
+
+@pytest.mark.parametrize("losses", [None, [5.0, 4.0, math.inf], [math.inf] * 3])
+def test_the_plot_is_drawn_whatever_diverged(losses, tmp_path):
+    ramp = curve(fall_and_rise(1e-3, 1e-1), "diverged")
+    search = losses and Search((1e-3, 1e-2, 1e-1), tuple(losses), 20).record()
+    result = {
+        "rule": "valley",
+        "suggestion": ramp.suggestions()["valley"],
+        "suggestions": ramp.suggestions(),
+        "range_test": ramp.record(),
+        "search": search,
+    }
+    draw(result, str(tmp_path / "plot.png"), title="learning rate")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n"
         "  lm find-lr --config experiments/tiny.py --workdir runs/find_lr\n\n"
         "The ramp's rates are absolute, so that a wrong rate in the config does not hide the good ones; Muon's\n"
-        "adam_learning_rate keeps its ratio to learning_rate. The short runs lie between the ramp's steepest fall and its\n"
-        "minimum; where the best is the first or the last of them, up to three more follow. Warmup and schedule are\n"
-        "ignored in the ramp and compressed into the short runs; batches have one shape, that of the first step."
+        "adam_learning_rate keeps its ratio to learning_rate. The short runs begin at the rate of the ramp's steepest fall\n"
+        "and go up by factors of 2; where the answer lies at their edge, up to three more follow. Suggested is the lowest\n"
+        "rate within 1 % of the best. Warmup and schedule are ignored in the ramp and compressed into the short runs;\n"
+        "batches have one shape, that of the first step."
     )
 
 
@@ -88,14 +89,14 @@ def run(args: argparse.Namespace) -> None:
     if ramp.is_still_falling:
         common.note(f"the loss still falls at the end of the ramp: --high above {args.high:g} may find more")
 
-    # 3. Short runs around what it suggests.
+    # 3. Short runs from its steepest fall upwards.
     search, rule = None, lr_finder.RAMP_RULE
     if args.search:
-        search = lr_finder.search_between(
+        search = lr_finder.search_from(
             opened.built,
             opened.batch,
             config,
-            *ramp.bracket(),
+            suggestions["steepest"],
             num_rates=args.search,
             num_steps=args.search_steps,
             start=opened.start,
@@ -141,9 +142,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.steps < FEWEST_STEPS:
         raise UsageError(f"--steps {args.steps}: a curve needs {FEWEST_STEPS} or more.")
     if args.vmap and not args.search:
-        raise UsageError("--vmap trains the rates of --search side by side; give it 2 or more.")
-    if args.search < 0 or args.search == 1:
-        raise UsageError(f"--search {args.search}: expected 0 (the ramp alone), or 2 rates or more.")
+        raise UsageError("--vmap trains the rates of --search side by side, and there are none.")
+    if args.search < 0:
+        raise UsageError(f"--search {args.search}: expected 0 (the ramp alone) or more rates.")
 
 
 @dataclasses.dataclass(frozen=True)

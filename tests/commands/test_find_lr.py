@@ -13,7 +13,7 @@ MISTAKES = {
     "no range at all": (["--low=nan"], "--low nan"),
     "too few steps": (["--steps=5"], "--steps 5"),
     "no steps": (["--search-steps=0"], "--search-steps 0"),
-    "one rate": (["--search=1"], "--search 1"),
+    "negative search": (["--search=-1"], "--search -1"),
     "vmap of nothing": (["--search=0", "--vmap"], "--vmap"),
     "no run": (["--checkpoint=/nowhere/run"], "/nowhere/run"),
     "no config": (["--config=nowhere.py"], "nowhere.py"),
@@ -74,7 +74,7 @@ def test_from_a_checkpoint_it_begins_at_the_runs_loss_and_leaves_the_run_as_it_w
     assert files(finished) == before
     first = [result["range_test"]["points"][0]["loss"] for result in (fresh, resumed)]
     assert first[1] < first[0] - 0.5
-    assert (fresh["rule"], fresh["search"]) == ("valley", None)
+    assert (fresh["rule"], fresh["search"]) == ("steepest", None)
 
 
 @pytest.mark.slow

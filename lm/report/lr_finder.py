@@ -80,5 +80,6 @@ def _draw_search(axes, search: Mapping[str, Any], chosen: float | None) -> None:
         axes.axvline(chosen, color=_CHOSEN, linewidth=1.6)
     axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
     axes.minorticks_off()
-    title = f"{len(search['points'])} short runs of {search['num_steps']} steps, loss of the last quarter"
+    title = f"{len(search['points'])} short runs of {search['num_steps']} steps, loss of the last quarter;\n"
+    title += "suggested: the lowest rate within 1 % of the best"
     axes.set_title(title, fontsize=9, loc="left")

@@ -19,6 +19,7 @@ VERBS = {  # in the order of use
     "report": "what a sweep says, as one page",
     "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
     "plan": "memory, communication and step time on hardware that is not here",
+    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 

@@ -74,7 +74,7 @@ def run_training(
     start = time.monotonic()
     if is_remote(workdir) and not workdir.startswith(("gs://", "s3://")):
         raise UsageError(f"--workdir {workdir}: expected a local folder, gs:// or s3://.")
-    init_from = _init_fingerprint(config, workdir)
+    init_from = init_fingerprint(config, workdir)
     make_folder(workdir)
 
     from lm import hosts
@@ -106,7 +106,7 @@ def run_training(
             document_mask=config.data.document_mask,
             seed=config.seed,
         )
-        _check_tokenizer(config, dataset)
+        check_tokenizer(config, dataset)
         validation = _validation_batches(config, dataset)
         config = with_vocabulary(config, dataset.vocab_size)
         check_fits(config, detect())
@@ -135,7 +135,7 @@ def run_training(
                 *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
                 *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
             ],
-            initial_params=_initial_params(config, built),
+            initial_params=initial_params(config, built),
             interrupts=interrupts,
             peak_flops=detect().peak_flops(config.precision.compute),
             meta={"fingerprint": identity},
@@ -169,7 +169,7 @@ def _summary(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _init_fingerprint(config: Config, workdir: str) -> str | None:
+def init_fingerprint(config: Config, workdir: str) -> str | None:
     """Return the fingerprint of the run that training starts from; once begun, the run itself knows it."""
     if not config.init_from:
         return None
@@ -178,7 +178,7 @@ def _init_fingerprint(config: Config, workdir: str) -> str | None:
     return read_run_info(config.init_from)["fingerprint"]
 
 
-def _check_tokenizer(config: Config, dataset) -> None:
+def check_tokenizer(config: Config, dataset) -> None:
     """Refuse to start from parameters whose token ids mean other strings.
 
     Raises:
@@ -193,7 +193,7 @@ def _check_tokenizer(config: Config, dataset) -> None:
         )
 
 
-def _initial_params(config: Config, built):
+def initial_params(config: Config, built):
     if not config.init_from:
         return None
 

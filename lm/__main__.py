@@ -15,11 +15,11 @@ VERBS = {  # in the order of use
     "export": "a checkpoint in Hugging Face's format",
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
+    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "sweep": "train every variant of a config with every seed, and say what the difference is worth",
     "report": "what a sweep says, as one page",
     "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
     "plan": "memory, communication and step time on hardware that is not here",
-    "find-lr": "a learning-rate range test: a suggestion, JSON and a plot",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 

@@ -16,6 +16,7 @@ VERBS = {  # in the order of use
     "data": "build token shards from raw text; count what is in them",
     "tokenizer": "train a byte-level BPE; look at one",
     "plan": "memory, communication and step time on hardware that is not here",
+    "coord-check": "muP: do activations keep their size as the model gets wider",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 
@@ -28,7 +29,7 @@ Any field of a config can be set: --config.model.num_layers=8
 
 
 def _parser() -> argparse.ArgumentParser:
-    verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
+    verbs = "\n".join(f"  {name:<13}{text}" for name, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="lm",
         description=f"Train, evaluate and sample language models.\n\nverbs (lm VERB --help):\n{verbs}",
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f'"{arguments[0]}" is not a verb.{did_you_mean(arguments[0], VERBS)} Verbs: {", ".join(VERBS)}.'
             )
         rest, overrides = split_overrides(arguments[1:])
-        verb = importlib.import_module(f"lm.commands.{arguments[0]}")
+        verb = importlib.import_module(f"lm.commands.{arguments[0].replace('-', '_')}")
         parser = argparse.ArgumentParser(
             prog=f"lm {arguments[0]}", description=verb.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )

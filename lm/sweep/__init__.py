@@ -1,0 +1,1 @@
+"""Sweeps, hyperparameter search, the learning-rate finder, and what their results say."""

@@ -1,6 +1,7 @@
 """`lm coord-check`: do activations keep their size as the model gets wider, under muP and without it?"""
 
 import argparse
+import dataclasses
 import re
 import sys
 from typing import Any
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--widths", default="64,128,256,512", metavar="D,D,…", help="values of d_model (default: 64,128,256,512)"
     )
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="optimizer steps, all on one batch (5)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="of the batch (default: the smallest width)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="initializations and batches (3)")
     parser.add_argument(
         "--optimizer", metavar="NAME,…", help="check these in turn, like adamw,muon (default: the config's)"
@@ -33,12 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "initializer mup); standard parametrization is the same config without it. Judged are the slopes of log2 RMS\n"
         "over log2 width after the last step, of every activation and of its change: muP must have all within 0.1 of 0.\n"
         "The whole logits are not judged, because what a random readout adds to them falls with the width; what the\n"
-        "readout has learned is. Exit code 1: muP failed."
+        "readout has learned is. The batch has no more tokens than the smallest model has dimensions: with more, that\n"
+        "model's updates serve several tokens with one direction, and changes grow until the width has caught up.\n"
+        "Exit code 1: muP failed."
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    common.require_positive(args, "steps", "seeds")
+    common.require_positive(args, "steps", "seeds", "tokens")
     widths = _widths(args.widths)
     config = common.resolve_here(common.load_config(args.config, args.overrides))
     optimizers = _optimizers(args.optimizer) or [config.optimizer.name]
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
     from lm.report.coord_check import draw_growth
 
-    config, batches = _prepared(config, args.seeds)
+    config, batches = _prepared(config, args.seeds, args.tokens or widths[0])
     results, failures = [], []
     for name in optimizers:
         growths = _measure(config, name, widths, batches, args.steps)
@@ -84,8 +88,8 @@ def _optimizers(text: str | None) -> list[str]:
     return names
 
 
-def _prepared(config: Config, seeds: int) -> tuple[Config, list[Any]]:
-    """Return the config with its vocabulary, and the first training batch of each seed."""
+def _prepared(config: Config, seeds: int, tokens: int) -> tuple[Config, list[Any]]:
+    """Return the config with its vocabulary, and per seed a batch of so many training tokens (of whole rows, or one)."""
     from lm.data.dataset import open_data
     from lm.data.loader import Loader
     from lm.data.prepare import prepare
@@ -97,25 +101,24 @@ def _prepared(config: Config, seeds: int) -> tuple[Config, list[Any]]:
         Loader(
             dataset,
             sequence_length=data.sequence_length,
-            batch_size=data.batch_size,
+            batch_size=max(1, tokens // data.sequence_length),
             packing=data.packing,
             document_mask=data.document_mask,
             seed=seed,
         )
         for seed in range(seeds)
     ]
-    return with_vocabulary(config, dataset.vocab_size), [loader.batch(0) for loader in loaders]
+    batches = [{name: a[:, :tokens] for name, a in loader.batch(0).items()} for loader in loaders]
+    return with_vocabulary(config, dataset.vocab_size), batches
 
 
 def _measure(config: Config, optimizer: str, widths: list[int], batches: list[Any], steps: int) -> dict[str, Any]:
-    import dataclasses
-
     from lm.sweep.coord_check import measure, parametrizations
 
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name=optimizer))
     configs = parametrizations(config, widths[0])
     total, done = len(configs) * len(widths) * len(batches), 0
-    show = common.progress_line(f"{optimizer}, models trained for {steps} steps:")
+    show = common.progress_line(f"{optimizer}, {steps} steps each", "models", tells_end=True)
 
     def progress() -> None:
         nonlocal done

@@ -92,20 +92,11 @@ def widened(config: Config, width: int) -> Config:
 
 
 def parametrizations(config: Config, base_width: int) -> dict[str, Config]:
-    """Return a resolved config under muP and under standard parametrization, set up for a check.
+    """Return a resolved config under muP and under standard parametrization.
 
     muP is as configured; without a `mup_base_width` it gets `base_width`, and the initializer `mup` in place of one
-    that is not muP's. Standard parametrization has no base width, and `fan_in` in place of a muP initializer. The rate is
-    the peak one from the first step on; one device, f32, no dropout, no accumulation: what is checked is the scaling.
+    that is not muP's. Standard parametrization has no base width, and `fan_in` in place of a muP initializer.
     """
-    optimizer = dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=0, accumulation_steps=1)
-    config = dataclasses.replace(
-        config,
-        optimizer=dataclasses.replace(optimizer, ema_decay=None),
-        precision=PrecisionConfig(),
-        parallel=resolve_mesh(ParallelConfig(data=1), 1),
-        model=dataclasses.replace(config.model, dropout=0.0, remat="none"),
-    )
     is_mup, initializer = config.model.mup_base_width is not None, config.model.initializer
     has_mup_init = initializer in MUP_INITIALIZERS
     mup = {
@@ -188,6 +179,8 @@ def measure(
 ) -> Growth:
     """Train at each width, from each seed, and return the sizes of the activations.
 
+    The learning rate is the peak one from the first step on; one device, f32, no dropout, no accumulation.
+
     Args:
       config: of `parametrizations`, with its `vocab_size`.
       widths: increasing.
@@ -195,6 +188,7 @@ def measure(
       steps: after each of which activations are looked at.
       progress: called after each model's steps.
     """
+    config = _checked(config)
     sizes = [_sizes_at(widened(config, width), batches, steps, progress) for width in widths]
     names = list(sizes[0][0][0])
     rms, change = (
@@ -202,6 +196,18 @@ def measure(
         for i in range(2)
     )
     return Growth(tuple(widths), rms, change)
+
+
+def _checked(config: Config) -> Config:
+    """Return a config without what is not the scaling with the width."""
+    once = {"schedule": "constant", "warmup_steps": 0, "accumulation_steps": 1, "ema_decay": None}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dropout=0.0),
+        optimizer=dataclasses.replace(config.optimizer, **once),
+        precision=PrecisionConfig(),
+        parallel=resolve_mesh(ParallelConfig(data=1), 1),
+    )
 
 
 def _sizes_at(config: Config, batches, steps: int, progress) -> list[list[dict[str, tuple[float, float]]]]:

@@ -114,37 +114,35 @@ class Transfer:
         return "\n".join("".join(f"{cell:>10}" for cell in row) for row in rows)
 
 
-def read_transfer(folder: str) -> Transfer | None:
-    """Return the transfer of a sweep's folder over `model.d_model` and `optimizer.learning_rate`.
+def read_transfers(folder: str) -> list[Transfer]:
+    """Return the transfers in a sweep's folder over `model.d_model` and `optimizer.learning_rate`: muP's, standard's.
 
-    None if it is no sweep over both. Runs that are still pending are left out, failed ones count as diverged. The loss is
-    the sweep's own metric at the last step. Other fields that follow the width (heads, d_ff) may vary with it.
+    Empty if it is no sweep over both, or has results of one width only. Runs that are still pending are left out, failed
+    ones have diverged. The loss is the sweep's own metric at the last step. What follows the width (heads, d_ff) may vary
+    with it, and `model.mup_base_width` may be set in some runs: those are a transfer of their own.
 
     Raises:
-      UsageError: no sweep is there, or it has not two widths with a result.
+      UsageError: no sweep is there, or nothing at one of the widths is finite.
     """
     path = join(folder, "sweep.json")
     if not exists(path):
         raise UsageError(f'"{folder}" holds no sweep (no sweep.json).')
     sweep = json.loads(read_text(path))
-    results = [join(folder, "results", name) for name in list_names(join(folder, "results")) if name.endswith(".json")]
-    rows = [json.loads(read_text(path)) for path in results]
-    varied = {(row["config"]["model"]["d_model"], row["config"]["optimizer"]["learning_rate"]) for row in rows}
-    named = {name for variant in sweep["variants"] for name in variant["overrides"]}
-    if not {WIDTH, RATE} <= named or min(len(set(values)) for values in zip(*varied, strict=True)) < 2:
-        return None
-    is_mup = {row["config"]["model"]["mup_base_width"] is not None for row in rows}
-    label = {(True,): "muP", (False,): "standard"}.get(tuple(is_mup), sweep["name"])
-    metric = sweep["metric"]
-    runs = [
-        (
-            row["config"]["model"]["d_model"],
-            row["config"]["optimizer"]["learning_rate"],
-            (row["final"] or {}).get(metric) if row["status"] == "done" else None,
-        )
-        for row in rows
+    if not {WIDTH, RATE} <= {name for variant in sweep["variants"] for name in variant["overrides"]}:
+        return []
+    runs: dict[str, list[tuple[int, float, float | None]]] = {"muP": [], "standard": []}
+    for name in list_names(join(folder, "results")):
+        if not name.endswith(".json"):
+            continue
+        row = json.loads(read_text(join(folder, "results", name)))
+        model, rate = row["config"]["model"], row["config"]["optimizer"]["learning_rate"]
+        final = row["final"][sweep["metric"]] if row["status"] == "done" else None
+        runs["standard" if model["mup_base_width"] is None else "muP"].append((model["d_model"], rate, final))
+    return [
+        Transfer.of_runs(label, of_label, sweep["metric"])
+        for label, of_label in runs.items()
+        if len({width for width, *_ in of_label}) > 1
     ]
-    return Transfer.of_runs(label, runs, metric)
 
 
 def _is_finite(loss: float | None) -> bool:

@@ -81,7 +81,13 @@ class Runs:
                         evaluate = LossEvaluator(built.local)
                     start = time.monotonic()
                     loss = self._train(own, built, evaluate)
-                    result = {"width": width, "learning_rate": rate, "seed": seed, "loss": loss, "fingerprint": identity}
+                    result = {
+                        "width": width,
+                        "learning_rate": rate,
+                        "seed": seed,
+                        "loss": loss,
+                        "fingerprint": identity,
+                    }
                     result |= {"mup_base_width": own.model.mup_base_width, "optimizer": optimizer.name}
                     write_atomic(path, json.dumps(result | {"seconds": time.monotonic() - start}) + "\n")
                 out.append((rate, json.loads(read_text(path))["loss"]))
@@ -141,7 +147,9 @@ def main() -> None:
     from lm.report.coord_check import draw_transfer
 
     path = join(args.out, f"mup_transfer_{args.optimizer}.png")
-    draw_transfer(transfers, path, title=f"{args.optimizer}, {args.steps} steps: validation loss by learning rate and width")
+    draw_transfer(
+        transfers, path, title=f"{args.optimizer}, {args.steps} steps: validation loss by learning rate and width"
+    )
     print(f"plot: {path}")
 
 

@@ -46,9 +46,13 @@ def run(args: argparse.Namespace) -> None:
     widths = _widths(args.widths)
     config = common.resolve_here(common.load_config(args.config, args.overrides))
     optimizers = _optimizers(args.optimizer) or [config.optimizer.name]
-    make_folder(args.out)
 
     from lm.report.coord_check import draw_growth
+    from lm.sweep.coord_check import widened
+
+    for width in widths:
+        widened(config, width)  # refused now, not after the first widths are trained
+    make_folder(args.out)
 
     config, batches = _prepared(config, args.seeds, args.tokens or widths[0])
     results, failures = [], []
@@ -70,7 +74,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _widths(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)+", text) or sorted(set(values := [int(part) for part in text.split(",")])) != values:
+    if (
+        not re.fullmatch(r"\d+(,\d+)+", text)
+        or sorted(set(values := [int(part) for part in text.split(",")])) != values
+    ):
         raise UsageError(f"--widths {text}: expected two or more increasing numbers, like 64,128,256,512.")
     if values[0] < 1:
         raise UsageError(f"--widths {text}: expected 1 or more.")
@@ -179,6 +186,8 @@ def _verdict(growths: dict[str, Any]) -> str:
     lines = []
     for label, growth in growths.items():
         wrong, count = growth.wrong(), len(growth.judged())
-        says = f"fails in {len(wrong)} of {count} slopes; {_named(wrong)}" if wrong else f"passes, all of {count} slopes"
+        says = (
+            f"fails in {len(wrong)} of {count} slopes; {_named(wrong)}" if wrong else f"passes, all of {count} slopes"
+        )
         lines.append(f"{label}: {says}")
     return "\n".join(lines)

@@ -1,7 +1,5 @@
 """Sizes of activations over width: what is recorded, which slopes are judged, and that a wrong parametrization fails."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from lm.config import apply_overrides, default
 from lm.errors import ConfigError
 from lm.model import Transformer
-from lm.optim import mup
 from lm.report.coord_check import draw_growth
 from lm.resolve import resolve
 from lm.sweep.coord_check import Growth, activations, measure, parametrizations, widened
@@ -73,13 +70,17 @@ def test_what_is_recorded_is_what_the_model_computes():
     attended = found["layers/1/residual"] - found["layers/0/residual"]
     np.testing.assert_allclose(attended, found["layers/1/attention"] + found["layers/1/mlp"], rtol=1e-3, atol=1e-4)
     scores_BNTS = found["layers/0/attention_logits"]
-    assert scores_BNTS.shape == (2, 4, T, T) and not np.triu(scores_BNTS, 1).any() and np.abs(scores_BNTS).max() <= 8**0.5
+    assert (
+        scores_BNTS.shape == (2, 4, T, T) and not np.triu(scores_BNTS, 1).any() and np.abs(scores_BNTS).max() <= 8**0.5
+    )
 
 
 @pytest.mark.slow
 def test_layers_of_a_pattern_and_experts_are_recorded():
     found, hidden_BTD, _ = recorded(
-        config_of(**{"model.num_layers": "3", "model.window": "(4, None)", "model.num_experts": "4", "model.remat": "full"})
+        config_of(
+            **{"model.num_layers": "3", "model.window": "(4, None)", "model.num_experts": "4", "model.remat": "full"}
+        )
     )
     assert [name for name in found if name.endswith("residual")] == [f"layers/{i}/residual" for i in range(3)]
     assert {"layers/2/router", "layers/2/experts"} <= set(found)
@@ -97,9 +98,7 @@ def test_the_two_parametrizations_of_a_config():
     plain = parametrizations(config_of(), 32)
     assert (plain["muP"].model.mup_base_width, plain["muP"].model.initializer) == (32, "mup")
     assert (plain["standard"].model.mup_base_width, plain["standard"].model.initializer) == (None, "gpt2")
-    configured = parametrizations(
-        config_of(**{"model.mup_base_width": "64", "model.initializer": "spectral"}), 32
-    )
+    configured = parametrizations(config_of(**{"model.mup_base_width": "64", "model.initializer": "spectral"}), 32)
     assert (configured["muP"].model.mup_base_width, configured["muP"].model.initializer) == (64, "spectral")
     assert (configured["standard"].model.mup_base_width, configured["standard"].model.initializer) == (None, "fan_in")
     own = parametrizations(config_of(**{"model.mup_base_width": "64", "model.initializer": "zero_out"}), 32)
@@ -131,47 +130,45 @@ def test_a_size_that_is_not_finite_or_zero_at_one_width_fails_and_one_that_is_ze
     assert ("rms", "never") not in growth.judged()
 
 
-@pytest.fixture(scope="module")
-def adamw():
-    """Three widths under both parametrizations: a wide batch is what small widths suffer from, so it is narrow."""
-    batches = [batch_of(seed) for seed in range(2)]
-    configs = parametrizations(config_of(), WIDTHS[0])
-    return {name: measure(config, WIDTHS, batches, steps=3) for name, config in configs.items()}
+def measured(config) -> Growth:
+    return measure(config, WIDTHS, [batch_of(seed) for seed in range(4)], steps=3)
+
+
+def steep(growth: Growth) -> dict[tuple[str, str], float]:
+    """The judged slopes that are off by more than what three widths from 32 on leave of noise."""
+    return {pair: slope for pair, slope in growth.judged().items() if not abs(slope) < 0.15}
+
+
+ONE_LAYER = {"model.num_layers": "1", "model.num_kv_heads": "4", "model.initializer": "fan_in"}
 
 
 @pytest.mark.slow
-def test_adamw_under_mup_keeps_its_activations_and_standard_parametrization_does_not(adamw):
-    assert not adamw["muP"].wrong()
-    wrong = adamw["standard"].wrong()
-    assert wrong["change", "logits_learned"] > 0.3 and wrong["change", "layers/1/mlp"] > 0.3
+def test_adamw_under_mup_keeps_its_activations_and_standard_parametrization_does_not(tmp_path):
+    growths = {name: measured(own) for name, own in parametrizations(config_of(**ONE_LAYER), WIDTHS[0]).items()}
+    assert not steep(growths["muP"])
+    wrong = growths["standard"].wrong()
+    assert wrong["change", "logits_learned"] > 0.3 and wrong["change", "layers/0/mlp"] > 0.3
+    path = tmp_path / "growth.png"
+    draw_growth(growths, str(path), title="t")
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_a_wrong_rate_of_the_kernels_is_found(monkeypatch):
     monkeypatch.setattr("lm.optim.build.direction_factor", lambda config, path: 1.0)
-    config = parametrizations(config_of(), WIDTHS[0])["muP"]
-    wrong = measure(config, WIDTHS, [batch_of(0)], steps=3).wrong()
+    wrong = measured(parametrizations(config_of(**ONE_LAYER), WIDTHS[0])["muP"]).wrong()
     assert wrong["change", "layers/0/mlp"] > 0.3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["adam_rms", "spectral", "max_ratio"])
+@pytest.mark.parametrize("scale", ["adam_rms", "spectral"])
 def test_muon_under_mup_keeps_its_activations(scale):
-    config = parametrizations(config_of(**{"optimizer.name": "muon", "optimizer.muon_scale": scale}), WIDTHS[0])["muP"]
-    assert not measure(config, WIDTHS, [batch_of(seed) for seed in range(2)], steps=3).wrong()
+    muon = {"optimizer.name": "muon", "optimizer.muon_scale": scale}
+    assert not steep(measured(parametrizations(config_of(**ONE_LAYER, **muon), WIDTHS[0])["muP"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_router_under_mup_keeps_its_logits(optimizer):
-    overrides = {"model.num_experts": "4", "model.experts_per_token": "4", "optimizer.name": optimizer}
-    config = parametrizations(config_of(**overrides), WIDTHS[0])["muP"]
-    wrong = measure(config, WIDTHS, [batch_of(seed) for seed in range(2)], steps=3).wrong()
-    assert not {pair: slope for pair, slope in wrong.items() if pair[1].endswith("router")}
-
-
-@pytest.mark.slow
-def test_the_sizes_are_drawn(adamw, tmp_path):
-    path = tmp_path / "growth.png"
-    draw_growth(adamw, str(path), title="t")
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_a_router_under_mup_keeps_what_it_has_learned():
+    experts = {"model.num_experts": "4", "model.experts_per_token": "2"}
+    growth = measured(parametrizations(config_of(**ONE_LAYER, **experts), WIDTHS[0])["muP"])
+    assert abs(growth.slope("change", "layers/0/router")) < 0.2

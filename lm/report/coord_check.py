@@ -99,7 +99,7 @@ def _figure(size: tuple[float, float], grid: tuple[int, int], **options: Any):
 def _at_least_an_octave(axes: Any) -> None:
     """Widen a narrow axis, on which noise would look like growth."""
     low, high = axes.get_ylim()
-    if 0 < low and high / low < 4:
+    if low > 0 and high / low < 4:
         middle = (low * high) ** 0.5
         axes.set_ylim(middle / 2, middle * 2)
 

@@ -87,9 +87,9 @@ class Transfer:
 
     @property
     def penalty(self) -> float:
-        """What the best rate of the smallest width costs in loss at the largest; infinite if it diverges there."""
+        """What the smallest width's best rate costs in loss at the largest: infinite if it diverges, NaN if not run."""
         first, last = self.widths[0], self.widths[-1]
-        there = self.losses[last].get(self.best(first))
+        there = self.losses[last].get(self.best(first), math.nan)
         return math.inf if there is None else there - self.losses[last][self.best(last)]
 
     @property

@@ -46,6 +46,8 @@ def test_a_rate_at_which_one_seed_diverged_is_not_the_best():
     assert transfer.best(64) == 0.002 and transfer.best(128) in (0.001, 0.004)
     assert transfer.penalty == math.inf
     assert "diverged" in transfer.table()
+    pending = Transfer.of_runs("muP", [run for run in runs if run[:2] != (128, 0.002)])
+    assert math.isnan(pending.penalty)
 
 
 def test_one_width_has_no_transfer():

@@ -72,7 +72,7 @@ def draw_transfer(transfers: Sequence[Any], path: str, *, title: str) -> None:
             best = transfer.best(width)
             axes.plot([best], [losses[best]], color=color, marker="*", markersize=12)
         axes.set_xscale("log", base=10)
-        axes.set_title(transfer.summary, fontsize=9, loc="left")
+        axes.set_title(transfer.summary.replace(" from ", "\nfrom "), fontsize=9, loc="left")
         axes.set_xlabel("learning rate", fontsize=9)
     panels[0][0].set_ylabel(transfers[0].metric, fontsize=9)
     # A diverged run would leave no height for the rest.

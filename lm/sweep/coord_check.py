@@ -56,10 +56,11 @@ class Growth:
     def judged(self) -> dict[tuple[str, str], float]:
         """Return the last step's slopes that must be 0, by (kind, activation).
 
-        All but those of the whole logits: what a readout adds to them that starts at random falls with the width,
-        and should (same paper, table 8). What the readout has learned is judged, `logits_learned`.
+        All but those of the whole logits and of routers: what a readout adds to them that starts at random falls with
+        the width, and should (same paper, table 8). What it has learned is judged: `logits_learned`, `router_learned`.
         """
-        pairs = [(kind, name) for kind in KINDS for name in self.rms if name != "logits"]
+        names = [name for name in self.rms if name.rpartition("/")[2] not in ("logits", "router")]
+        pairs = [(kind, name) for kind in KINDS for name in names]
         slopes = {pair: self.slope(*pair) for pair in pairs}
         return {pair: slope for pair, slope in slopes.items() if slope is not None}
 
@@ -115,8 +116,8 @@ def activations(model: Transformer, params: Any, initial: Any, batch: Mapping[st
 
     Of each layer i: `layers/i/attention_logits` (of keys at or before the query), what each part of the block gives
     (`attention`, `mlp` or `experts`, and the experts' `router`), and `residual`, the stream after the block. Beside
-    them `embedding`, `final_hidden` (normed, before muP's multiplier), `logits` and `logits_learned`: those that the
-    readout's change against its initialization gives.
+    them `embedding`, `final_hidden` (normed, before muP's multiplier) and `logits`. Of a readout's two, `router_learned`
+    and `logits_learned` are what its change against its initialization gives.
 
     Args:
       model: its layout is not used; the parameters are whole.
@@ -125,7 +126,7 @@ def activations(model: Transformer, params: Any, initial: Any, batch: Mapping[st
       batch: `inputs_BT`, `positions_BT`, `segment_ids_BT`.
     """
     found: dict[str, jax.Array] = {}
-    layer = 0
+    learned, layer = jax.tree.map(jnp.subtract, params, initial), 0
 
     def record(call, args, kwargs, context):
         nonlocal layer
@@ -142,6 +143,9 @@ def activations(model: Transformer, params: Any, initial: Any, batch: Mapping[st
             found["embedding"] = value
         elif path[-1:] == ("router",) or (len(path) == 1 and not isinstance(module, Norm)):
             found[f"layers/{layer}/{path[-1]}"] = value
+            if path[-1] == "router":
+                kernel_DR = learned["layers"]["experts"]["router"]["kernel"][layer]
+                found[f"layers/{layer}/router_learned"] = jnp.einsum("BTD,DR->BTR", args[0], kernel_DR)
         return out
 
     def attention(q_BTNH, k_BSKH, v_BSKH, **options):
@@ -151,7 +155,7 @@ def activations(model: Transformer, params: Any, initial: Any, batch: Mapping[st
         return Layout().attention(q_BTNH, k_BSKH, v_BSKH, **options)
 
     def scan(body, x_BTD, params, xs, side, *, unroll):
-        """A loop in Python: what is recorded in a compiled loop could not leave it."""
+        """A loop in Python: what is recorded in a compiled loop, or under `jax.checkpoint`, could not leave it."""
         del unroll
         outs = []
         for number in range(jax.tree.leaves(params)[0].shape[0]):
@@ -160,12 +164,12 @@ def activations(model: Transformer, params: Any, initial: Any, batch: Mapping[st
             outs.append(out)
         return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
-    config = dataclasses.replace(model.config, remat="none")
-    model = dataclasses.replace(model, config=config, layout=Layout(attention=attention, scan=scan))
+    layout = Layout(attention=attention, scan=scan, remat=lambda layer, *_, **__: layer)
+    model = dataclasses.replace(model, layout=layout)
     with nn.intercept_methods(record):
         hidden = model.hidden(params, batch["inputs_BT"], batch["positions_BT"], batch["segment_ids_BT"])
     found["logits"] = model.logits(params, hidden.x_BTD)
-    found["logits_learned"] = model.logits(jax.tree.map(jnp.subtract, params, initial), hidden.x_BTD)
+    found["logits_learned"] = model.logits(learned, hidden.x_BTD)
     return found
 
 

@@ -88,7 +88,7 @@ def test_layers_of_a_pattern_and_experts_are_recorded():
         )
     )
     assert [name for name in found if name.endswith("residual")] == [f"layers/{i}/residual" for i in range(3)]
-    assert {"layers/2/router", "layers/2/experts"} <= set(found)
+    assert {"layers/2/router", "layers/2/router_learned", "layers/2/experts"} <= set(found)
     np.testing.assert_allclose(found["final_hidden"], hidden_BTD, rtol=1e-4, atol=1e-5)
 
 
@@ -176,4 +176,5 @@ def test_muon_under_mup_keeps_its_activations(scale):
 def test_a_router_under_mup_keeps_what_it_has_learned():
     experts = {"model.num_experts": "4", "model.experts_per_token": "2"}
     growth = measured(parametrizations(config_of(**ONE_LAYER, **experts), WIDTHS[0])["muP"])
-    assert abs(growth.slope("change", "layers/0/router")) < 0.2
+    assert abs(growth.slope("rms", "layers/0/router_learned")) < 0.2
+    assert ("rms", "layers/0/router") not in growth.judged()

@@ -2,13 +2,17 @@
 
     python -m experiments.benchmarks.mup_transfer --out runs/mup_transfer
 
-The setting is experiments/mup_base.py's with 2 layers, 4 rows of 64 tokens and 120 steps: widths 64 to 512, rates a
+The setting is experiments/mup_base.py's with 2 layers, 4 rows of 64 tokens and 100 steps: widths 64 to 512, rates a
 factor of 2 apart, the same batches for all. Prints the validation losses as tables, by how many grid steps the best
-rate moves, and draws the curves (`mup_transfer.png`). Standard parametrization is the same config without a
+rate moves, and draws the curves (`mup_transfer_adamw.png`). Standard parametrization is the same config without a
 `mup_base_width` and with the initializer `fan_in`.
 
 One result file per run: stop it at any time, the same command goes on. One compilation per width and parametrization:
 rate and seed are inputs of the step.
+
+On 2 CPU cores shared with other jobs (load 7 to 14) 56 runs of AdamW took 35 minutes: from width 64 to 512 the best rate went from
+2^-5 to 2^-6 under muP and from 2^-5 to 2^-9 under standard parametrization, where the best rate of width 64 costs 0.94 nats at
+width 512 (0.04 under muP).
 """
 
 import argparse
@@ -30,7 +34,7 @@ from lm.sweep.coord_check import parametrizations, widened
 from lm.sweep.transfer import Transfer
 
 WIDTHS = (64, 128, 256, 512)
-RATES = tuple(2.0**power for power in range(-11, -3))
+RATES = tuple(2.0**power for power in range(-10, -3))
 VALIDATION_TOKENS = 16384
 
 
@@ -119,7 +123,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)), metavar="D,D,…")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), metavar="R,R,…")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     widths = [int(width) for width in args.widths.split(",")]

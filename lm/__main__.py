@@ -20,6 +20,7 @@ VERBS = {  # in the order of use
     "report": "what a sweep says, as one page",
     "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
     "plan": "memory, communication and step time on hardware that is not here",
+    "coord-check": "muP: do activations keep their size as the model gets wider",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
 }
 
@@ -32,7 +33,7 @@ Any field of a config can be set: --config.model.num_layers=8
 
 
 def _parser() -> argparse.ArgumentParser:
-    verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
+    verbs = "\n".join(f"  {name:<13}{text}" for name, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="lm",
         description=f"Train, evaluate and sample language models.\n\nverbs (lm VERB --help):\n{verbs}",

@@ -13,7 +13,8 @@ the number of heads or layers. Standard deviations of kernels:
 - `kaiming_in`, `kaiming_out`: gain / sqrt(fan) (He et al. 2015); the gain is sqrt(2) for the
   feed-forward's `down`, whose input is an activation, and 1 elsewhere, or `init_gain` everywhere.
 - `mup`: 1 / sqrt(fan-in) inside the blocks; an untied head 1 / sqrt(mup_base_width), the same at every
-  width, because the logits are multiplied by mup_base_width / D (Yang et al. 2022, table 8).
+  width, because the logits are multiplied by mup_base_width / D (Yang et al. 2022, table 8); a router, which has
+  no multiplier, sqrt(mup_base_width) / D.
 - `spectral`: min(1, sqrt(fan-out / fan-in)) / sqrt(fan-in), so that every kernel's spectral norm is
   about sqrt(fan-out / fan-in) (Yang, Simon and Bernstein 2023), for Muon's spectral form.
 
@@ -82,7 +83,8 @@ def kernel_std(config: ModelConfig, dims: str, *, residual: bool = False) -> flo
             gain = config.init_gain or (math.sqrt(2) if after_activation else 1.0)
             return gain / math.sqrt(fan_in if config.initializer == "kaiming_in" else fan_out)
         case "mup":
-            return 1 / math.sqrt(config.mup_base_width if dims == "DV" else fan_in)
+            base = config.mup_base_width
+            return {"DV": base**-0.5, "DR": base**0.5 / fan_in}.get(dims, fan_in**-0.5)
         case "spectral":
             return min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
     raise ValueError(f"initializer {config.initializer!r}")

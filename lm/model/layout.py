@@ -9,6 +9,7 @@ import jax
 from lm.kernels.experts import experts
 from lm.kernels.flash_attention import flash_attention
 from lm.kernels.lookup import lookup
+from lm.model.remat import rematerialized
 
 
 def scan_layers(body: Callable, x_BTD: jax.Array, params: Any, xs: Any, side: Any, *, unroll: int):
@@ -36,4 +37,5 @@ class Layout:
     leave: Callable = _itself  # (y_BTD, T) -> the sum over the devices that share the heads; of T tokens this device's
     sum_over_batch: Callable = _itself  # of a tree of sums over the tokens here, those over the whole micro-batch
     scan: Callable = scan_layers
+    remat: Callable = rematerialized  # of a layer; a layer that nobody takes a gradient of can do without
     pipeline: Callable | None = None  # None: all layers are here

@@ -17,7 +17,6 @@ from lm.extensions import load_extension
 from lm.model.block import Block
 from lm.model.layers import Embedding, Linear, Norm, stacked
 from lm.model.layout import Layout, scan_layers
-from lm.model.remat import rematerialized
 from lm.model.rope import rope_table
 
 Params = dict[str, Any]
@@ -172,7 +171,7 @@ class Transformer:
                 rngs=rngs,
             )
 
-        layer = rematerialized(layer, config.remat, sliced=period > 1)
+        layer = self.layout.remat(layer, config.remat, sliced=period > 1)
 
         def group(count, x_BTD, layers, xs, side):
             """Apply `count` layers, from a multiple of the period on."""

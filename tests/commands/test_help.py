@@ -29,8 +29,9 @@ assert not heavy, heavy
 
 
 def test_every_listed_verb_is_built_and_no_built_verb_is_missing():
-    for verb in VERBS:
-        assert importlib.util.find_spec(f"lm.commands.{verb.replace('-', '_')}"), verb
+    modules = {verb.replace("-", "_") for verb in VERBS}
+    for module in modules:
+        assert importlib.util.find_spec(f"lm.commands.{module}"), module
     helpers = {
         "__init__",
         "claiming",
@@ -43,9 +44,8 @@ def test_every_listed_verb_is_built_and_no_built_verb_is_missing():
         "training",
     }
     built = {path.stem for path in (REPOSITORY / "lm" / "commands").glob("*.py")}
-    verbs = {verb.replace("-", "_") for verb in VERBS}
-    parts = {stem for stem in built - verbs if "_" in stem and stem.split("_")[0] in VERBS}  # eval_tasks
-    assert built - helpers - parts == verbs
+    parts = {stem for stem in built - modules if "_" in stem and stem.split("_")[0] in modules}  # eval_tasks
+    assert built - helpers - parts == modules
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -38,6 +38,7 @@ def expected_std(scheme: str, path: str, fan_in: int, fan_out: int, layers: int)
     residual = path.endswith(("out/kernel", "down/kernel"))
     depth = math.sqrt(2 * layers) if residual else 1
     kaiming_gain = math.sqrt(2) if path.endswith("down/kernel") else 1
+    readouts = {"head/kernel": BASE**-0.5, "layers/experts/router/kernel": BASE**0.5 / fan_in}
     return {
         "normal": EMBEDDING,
         "gpt2": EMBEDDING / depth,
@@ -46,7 +47,7 @@ def expected_std(scheme: str, path: str, fan_in: int, fan_out: int, layers: int)
         "xavier": (2 / (fan_in + fan_out)) ** 0.5,
         "kaiming_in": kaiming_gain * fan_in**-0.5,
         "kaiming_out": kaiming_gain * fan_out**-0.5,
-        "mup": BASE**-0.5 if path == "head/kernel" else fan_in**-0.5,
+        "mup": readouts.get(path, fan_in**-0.5),
         "spectral": fan_in**-0.5 * min(1, (fan_out / fan_in) ** 0.5),
     }[scheme]
 

@@ -112,6 +112,7 @@ def test_mup_factors_at_four_times_the_base_width(rule):
     hidden = {path for path in PATHS if path.startswith("layers/") and path.endswith("kernel")}
     assert {factors[path] for path in hidden} == {MUP[rule]}
     assert {factors[path] for path in set(PATHS) - hidden} == {1.0}, "embeddings, head, norms and biases"
+    assert direction_factor(config, "layers/experts/router/kernel") == 1 / 4, "a readout that Adam updates"
 
 
 @pytest.mark.slow

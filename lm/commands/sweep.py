@@ -181,7 +181,8 @@ class _Runs:
                 f"{row['id']:<12}  {row['variant']:<{width}}  {row['seed']:>4}  {row['group']:<12}  "
                 f"{row['steps']:>8,}  {row['tokens']:>14,}"
             )
-        print(f"{len(rows)} runs, {len({row['group'] for row in rows})} compilations")
+        programs = len({row["group"] for row in rows})
+        print(f"{len(rows)} runs, {programs} compilation{'s' * (programs > 1)}")
 
     def _train(self, job: list[str], ledger) -> None:
         """Run a worker process for some runs of one group, and write down what it did not live to tell."""

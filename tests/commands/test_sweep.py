@@ -11,9 +11,9 @@ from tests.commands.runs import finish, start
 pytestmark = pytest.mark.slow
 
 SWEEP = '''
-"""Two rates and two kinds of feed-forward."""
+"""Three rates."""
 
-from lm.sweep.algebra import Sweep, chain, named, product, seeds, sweep
+from lm.sweep.algebra import Sweep, chain, named, seeds, sweep
 
 
 def get_sweep():
@@ -25,8 +25,8 @@ def get_sweep():
         base={{"optimizer.num_steps": {num_steps}, "checkpoint.every_steps": 4, "data.batch_size": 4}},
     )
 '''
-RATES = 'product(sweep("optimizer.learning_rate", [1e-2, 2e-2]), sweep("model.activation", ["gelu", "swiglu"]))'
-BASELINE = "learning_rate=0.01 gelu"
+RATES = 'sweep("optimizer.learning_rate", [1e-2, 2e-2, 4e-2])'
+BASELINE = "learning_rate=0.01"
 CLOCKS = ("seconds", "tokens_per_second", "mfu")
 
 OWN = '''
@@ -47,7 +47,7 @@ def fail(*args, **kwargs):
 @pytest.fixture
 def sweep_file(config, tmp_path):
     def write(variants=RATES, baseline=BASELINE, num_steps=12):
-        path = tmp_path / "rates_and_kinds.py"
+        path = tmp_path / "rates.py"
         path.write_text(SWEEP.format(config=str(config), variants=variants, baseline=baseline, num_steps=num_steps))
         return path
 
@@ -64,7 +64,7 @@ def ledger(folder) -> list[dict]:
 def undisturbed(sweep_file, tmp_path):
     code, out, err = finish(start("sweep", "--config", sweep_file(), "--workdir", tmp_path / "undisturbed"))
     assert code == 0, err
-    assert "swiglu" in out and (tmp_path / "undisturbed" / "report.html").exists()
+    assert "learning_rate=0.04" in out and (tmp_path / "undisturbed" / "report.html").exists()
     return tmp_path / "undisturbed"
 
 
@@ -81,7 +81,7 @@ def until(condition) -> None:
 
 def test_a_sweep_killed_twice_or_shared_by_two_workers_has_the_same_ledger(sweep_file, undisturbed, tmp_path):
     rows = ledger(undisturbed)
-    assert len(rows) == 8 and len({row["id"] for row in rows}) == 8
+    assert len(rows) == 6 and len({row["id"] for row in rows}) == 6
     assert all(row["status"] == "done" and row["final"]["bits_per_byte"] > 0 for row in rows)
 
     killed = tmp_path / "killed"
@@ -102,8 +102,7 @@ def test_a_sweep_killed_twice_or_shared_by_two_workers_has_the_same_ledger(sweep
     ends = [finish(worker) for worker in workers]
     assert [code for code, *_ in ends] == [0, 0], ends
     assert ledger(shared) == rows
-    done = [err.count(" runs") for *_, err in ends]
-    assert sum(err.count("bits per byte after") for *_, err in ends) == 8 and min(done) > 0, ends
+    assert sum(err.count("bits per byte after") for *_, err in ends) == 6, ends
 
 
 def test_a_sweep_stopped_by_a_signal_says_how_to_continue(sweep_file, tmp_path):
@@ -113,7 +112,7 @@ def test_a_sweep_stopped_by_a_signal_says_how_to_continue(sweep_file, tmp_path):
     worker.send_signal(signal.SIGTERM)
     code, _, err = finish(worker)
     assert code == 42, err
-    assert err.splitlines()[-1] == "lm: stopped with 8 of 8 runs to go; the same command continues."
+    assert err.splitlines()[-1] == "lm: stopped with 6 of 6 runs to go; the same command continues."
 
 
 def test_a_run_that_fails_is_a_row_and_the_others_go_on(sweep_file, tmp_path):
@@ -158,4 +157,4 @@ def test_a_mistake_is_one_line(lm, sweep_file, tmp_path, arguments, words):
 
 def test_a_dry_run_lists_the_runs_and_makes_nothing(lm, sweep_file, tmp_path):
     done = lm("sweep", "--config", sweep_file(), "--workdir", tmp_path / "x", "--dry-run")
-    assert done.code == 0 and done.out.endswith("8 runs, 2 compilations\n") and not (tmp_path / "x").exists()
+    assert done.code == 0 and done.out.endswith("6 runs, 1 compilation\n") and not (tmp_path / "x").exists()

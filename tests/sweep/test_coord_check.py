@@ -64,6 +64,7 @@ def recorded(config, batch=None):
     return both(params)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_model_computes():
     found, hidden_BTD, logits_BTV = recorded(config_of())
     parts = ("attention_logits", "attention", "mlp", "residual")

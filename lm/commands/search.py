@@ -3,6 +3,8 @@
 import argparse
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from lm.commands import common, report, startup, workers
 from lm.config import apply_overrides, set_fields
@@ -65,8 +67,15 @@ def _plan(args: argparse.Namespace, search):
         space=search.space,
         rungs=(base["eval"]["every_steps"], plain.steps),
         config_file=config_file,
+        settings=dict(search.base) | {path: _at(base, path) for path, _ in args.overrides},
         base=base,
     )
+
+
+def _at(section: Mapping[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        section = section[name]
+    return section
 
 
 def _show(plan, as_json: bool) -> None:
@@ -114,11 +123,12 @@ def _search(args: argparse.Namespace, plan, extensions: list[str]) -> None:
 def _record_death(folder: str, plan, trials, trial, reason: str, seconds: float) -> None:
     """Write down what a worker did not live to tell."""
     from lm.commands.sweep_worker import result_of
+    from lm.sweep.search import overrides_of
 
     run_id = trial.user_attrs.get("id")
     if run_id:
         result = result_of(join(folder, "runs", run_id), None, plan.metric, reason, seconds, None)
-        about = {"id": run_id, "variant": f"trial {trial.number}", "overrides": dict(trial.params)}
+        about = {"id": run_id, "variant": f"trial {trial.number}", "overrides": overrides_of(plan, trial.params)}
         trials.ledger.record({**about, "seed": plan.base["seed"], **result})
     trials.finish(trial.number, "failed", run_id=run_id, failure=reason)
     common.note(f"trial {trial.number}: {reason}")

@@ -46,6 +46,7 @@ class SearchPlan:
       trials: how many are wanted.
       rungs: the step of the first evaluation and that of the last one, between which a trial may end early.
       config_file: the base config's.
+      settings: config path -> value, in which the base differs from that file.
       base: the whole base config as plain data.
     """
 
@@ -58,6 +59,7 @@ class SearchPlan:
     space: Mapping[str, Uniform | Choice]
     rungs: tuple[int, int]
     config_file: str
+    settings: Mapping[str, Any]
     base: Mapping[str, Any]
 
 
@@ -317,8 +319,26 @@ def _claim_name(number: int) -> str:
 
 def _suggest(proposal: Any, path: str, values: Uniform | Choice) -> Any:
     if isinstance(values, Choice):
-        labels = [v if isinstance(v, bool | int | float | str) or v is None else json.dumps(v) for v in values.values]
-        return values.values[labels.index(proposal.suggest_categorical(path, labels))]
-    if values.integer:
-        return proposal.suggest_int(path, int(values.low), int(values.high), log=values.log)
-    return float(f"{proposal.suggest_float(path, values.low, values.high, log=values.log):.4g}")
+        proposed = proposal.suggest_categorical(path, _labels(values))
+    elif values.integer:
+        proposed = proposal.suggest_int(path, int(values.low), int(values.high), log=values.log)
+    else:
+        proposed = proposal.suggest_float(path, values.low, values.high, log=values.log)
+    return value_of(values, proposed)
+
+
+def overrides_of(plan: SearchPlan, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config path -> value of the parameters that Optuna has proposed."""
+    return {path: value_of(values, params[path]) for path, values in plan.space.items() if path in params}
+
+
+def value_of(values: Uniform | Choice, proposed: Any) -> Any:
+    """Return the value that a run gets, of what Optuna has proposed."""
+    if isinstance(values, Choice):
+        return values.values[_labels(values).index(proposed)]
+    return proposed if values.integer else float(f"{proposed:.4g}")
+
+
+def _labels(values: Choice) -> list[Any]:
+    """Return what stands for the values where only plain ones may."""
+    return [v if isinstance(v, bool | int | float | str) or v is None else json.dumps(v) for v in values.values]

@@ -9,8 +9,8 @@ from lm.storage import exists, join, read_text, write_atomic
 HELP = (
     "What a sweep says: which variants beat the baseline, by how much, and whether it is more than the noise of the\n"
     "seeds. Writes DIR/report.html (one file, to be sent to a colleague), report.md and table.csv, and prints the\n"
-    "verdict. The sweep may still be running. The folder of a search gets\n"
-    "the page about its trials, that of a single run the page about that run."
+    "verdict. The sweep may still be running. The folder of a search gets the page about its trials, that of a single\n"
+    "run the page about that run."
 )
 FORMATS = ("html", "markdown", "csv", "table")
 

@@ -83,8 +83,10 @@ def _show(plan, as_json: bool) -> None:
     if as_json:
         print(common.result_json({"trials": plan.trials, "space": {path: vars(v) for path, v in plan.space.items()}}))
         return
+    from lm.report.search_text import space_text
+
     width = max(map(len, plan.space))
-    print("\n".join(f"{path:<{width}}  {values}" for path, values in plan.space.items()))
+    print("\n".join(f"{path:<{width}}  {space_text(values)}" for path, values in plan.space.items()))
     print(f"{plan.trials} trials of up to {plan.rungs[1]} steps")
 
 

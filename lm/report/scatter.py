@@ -21,6 +21,7 @@ class Axis:
     low: float
     high: float
     log: bool = False
+    integer: bool = False
     choices: Sequence[str] = ()
 
     def unit(self, values: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ class Axis:
         else:
             margin = 0.03 * (self.high - self.low)
             limits(self.low - margin, self.high + margin)
-            axis.set_major_locator(MaxNLocator(room, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_locator(MaxNLocator(room, steps=[1, 2, 2.5, 5, 10], integer=self.integer))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.6g}'):g}"))
         getattr(axes, f"set_{which}label")(label_text(self.label), color=INK)
 
@@ -78,7 +79,8 @@ def scatter(
     Values far above the others are arrows at the top edge.
 
     Args:
-      points: the trials, `y` not used.
+      points: the trials, and where they are across.
+      axis: of the field.
       best_so_far: `x` is the order of the trials: draw a line of the lowest value of those whole until each.
       name, description, width, height: as `lm.report.plots.line_plot`.
     """
@@ -126,7 +128,7 @@ def _limits(points: Points) -> tuple[float, float]:
     """Return limits in which the better trials are told apart."""
     good = points.value[points.is_whole] if points.is_whole.any() else points.value
     low, high = points.value.min(), max(points.value.max(), good.max())
-    enough = low + 3 * (np.quantile(good, 0.75) - low)
+    enough = low + 2 * (np.quantile(good, 0.75) - low)
     high = min(high, enough) if enough > low else high
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

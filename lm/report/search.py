@@ -88,7 +88,7 @@ def _progress(results: SearchResults) -> page.Markup | None:
     if len(trials) < 2:
         return None
     points = _points(trials, [t.number for t in trials])
-    axis = Axis("trial", 0, max(t.number for t in trials))
+    axis = Axis("trial", 0, max(t.number for t in trials), integer=True)
     best = results.best
     told = f"{unit} of the trials in order" + (
         f"; the lowest is {best.value:.4f} in trial {best.number}." if best else "."
@@ -110,7 +110,7 @@ def _axis_of(results: SearchResults, path: str) -> Axis:
     if isinstance(values, Choice):
         shown = [text.value_text(value) for value in values.values]
         return Axis(path, 0, len(shown) - 1, choices=shown)
-    return Axis(path, values.low, values.high, values.log)
+    return Axis(path, values.low, values.high, values.log, values.integer)
 
 
 def _places(results: SearchResults, path: str, trials: list[TrialRow]) -> list[float]:
@@ -148,8 +148,8 @@ def _importance(results: SearchResults) -> page.Markup | None:
         "What mattered",
         page.table(["field", "share"], rows),
         page.paragraph(
-            "PED-ANOVA (Watanabe et al. 2023): how differently a field is spread over the best trials than over all. "
-            "Trials that ended early count with their last evaluation."
+            "PED-ANOVA (Watanabe et al. 2023): how differently a field is spread over the best quarter of the trials than over all. "
+            "Trials that ended early count with their last evaluation. From a few tens of trials the shares are rough."
         ),
     )
 
@@ -217,7 +217,9 @@ def _method(results: SearchResults) -> page.Markup:
         "random": "Trials were drawn at random, and all trained to the end.",
     }
     facts = {
-        "space": page.Markup("<br>".join(page.escape(f"{path}: {values}") for path, values in plan.space.items())),
+        "space": page.Markup(
+            "<br>".join(page.escape(f"{path}: {text.space_text(values)}") for path, values in plan.space.items())
+        ),
         "settings": ", ".join(f"{path}={value}" for path, value in plan.settings.items()) or "as in the file",
         "seed of the search": plan.seed,
     }

@@ -6,6 +6,7 @@ import math
 import shlex
 from typing import Any
 
+from lm.sweep.algebra import Choice, Uniform
 from lm.sweep.search_results import SearchResults, TrialRow
 from lm.train.console import compact, duration, printable
 
@@ -24,6 +25,14 @@ def fields_of(results: SearchResults) -> dict[str, str]:
 
 def value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def space_text(values: Uniform | Choice) -> str:
+    """Return `0.001 to 0.1, logarithmic`."""
+    if isinstance(values, Choice):
+        return ", ".join(map(value_text, values.values))
+    kinds = [kind for kind, is_so in (("whole", values.integer), ("logarithmic", values.log)) if is_so]
+    return ", ".join([f"{values.low:g} to {values.high:g}", *kinds])
 
 
 def status_text(trial: TrialRow) -> str:
@@ -72,7 +81,7 @@ def findings(results: SearchResults) -> list[tuple[str, str]]:
         lines.append(("", f"The median of the {len(done)} trials that trained to the end is {median:.4f} {unit}."))
     if results.importance:
         shares = [f"{path} {share:.0%}" for path, share in results.importance.items()]
-        lines.append(("", f"What mattered: {', '.join(shares)}."))
+        lines.append(("", f"What mattered, roughly: {', '.join(shares)}."))
     for path, values in plan.space.items():
         if edge := _edge(values, best.overrides[path]):
             lines.append(("", f"The best {path} is at the {edge} end of its range: the range may be too narrow."))
@@ -88,16 +97,16 @@ def findings(results: SearchResults) -> list[tuple[str, str]]:
     lines.append(
         (
             "remark",
-            f"The best of {len(done)} is flattered by the noise of its seed; a sweep against the base config with other "
-            "seeds says what it is worth.",
+            f"The best of {len(done)} is flattered by chance: a sweep of it and the base config over a few seeds says what it "
+            "is worth.",
         )
     )
     return lines
 
 
-def _edge(values: Any, best: Any) -> str:
+def _edge(values: Uniform | Choice, best: Any) -> str:
     """Return `lower` or `upper` where a number is within a twentieth of its range of that end."""
-    if not hasattr(values, "low"):
+    if isinstance(values, Choice):
         return ""
     scale = math.log if values.log else float
     place = (scale(best) - scale(values.low)) / (scale(values.high) - scale(values.low))

@@ -21,11 +21,12 @@ def run(args: argparse.Namespace) -> None:
       Preempted: stopped by a signal; the same command continues.
     """
     from lm.sweep.algebra import Search
-    from lm.sweep.search import need_optuna, write_search
+    from lm.sweep.search import need_disk, need_optuna, write_search
 
     for name in ("seeds", "retry_failed"):
         if getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} is for sweeps; a search has none.")
+    need_disk(args.workdir)
     startup.leave_devices_alone()
     need_optuna()
     search = common.call_in_file(args.config, "get_search", like=_EXAMPLE)

@@ -67,6 +67,16 @@ def is_search(folder: str) -> bool:
     return exists(join(folder, SEARCH))
 
 
+def need_disk(folder: str) -> None:
+    """Refuse a folder on an object store.
+
+    Raises:
+      UsageError: it is on one.
+    """
+    if is_remote(folder):
+        raise UsageError(f"--workdir {folder}: a search keeps a journal, which needs a local or network disk.")
+
+
 def write_search(folder: str, plan: SearchPlan) -> None:
     """Write `search.json`.
 
@@ -74,8 +84,7 @@ def write_search(folder: str, plan: SearchPlan) -> None:
       UsageError: the folder is not on a disk.
       ConfigError: it holds another search, or a sweep.
     """
-    if is_remote(folder):
-        raise UsageError(f"--workdir {folder}: a search keeps a journal, which needs a local or network disk.")
+    need_disk(folder)
     if exists(join(folder, "sweep.json")):
         raise ConfigError(f'"{folder}" holds a sweep; choose another --workdir.')
     content = _plain(plan)

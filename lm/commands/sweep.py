@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from lm.commands import common, report, search, startup, supervisor, workers
+from lm.commands import common, report, startup, supervisor, sweep_processes, sweep_search
 from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import exists, join, make_folder
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--config FILE is needed: a Python file with a get_sweep(), see experiments/sweeps/.")
     common.require_positive(args, "seeds", "trials")
     if args.search:
-        search.run(args)
+        sweep_search.run(args)
         return
     if args.trials:
         raise UsageError("--trials is for a search: add --search optuna, or --search random.")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.seeds:
         sweep = dataclasses.replace(sweep, seeds=tuple(range(args.seeds)))
     folders, rates = (
-        [os.path.dirname(os.path.abspath(file)) for file in (args.config, workers.base_file(args, sweep))],
+        [os.path.dirname(os.path.abspath(file)) for file in (args.config, sweep_processes.base_file(args, sweep))],
         None,
     )
     if sweep.match == "seconds":
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _work(args: argparse.Namespace) -> int:
     if args.search:
-        from lm.commands.search_worker import search_on
+        from lm.commands.sweep_search_worker import search_on
 
         return search_on(args.workdir, args.trials)
     from lm.commands.sweep_worker import work
@@ -101,9 +101,9 @@ def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None
     from lm.data.prepare import prepare
     from lm.sweep.plan import make_plan
 
-    config_file = workers.base_file(args, sweep)
+    config_file = sweep_processes.base_file(args, sweep)
     config_dict = common.load_config(config_file)
-    set_fields(config_dict, workers.QUIET | dict(sweep.base))
+    set_fields(config_dict, sweep_processes.QUIET | dict(sweep.base))
     apply_overrides(config_dict, args.overrides)
     progress = common.data_progress(common.note)
     return make_plan(
@@ -111,7 +111,7 @@ def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None
         config_dict.to_dict(),
         lambda config: open_data(prepare(config.data, progress=progress)),
         name=os.path.splitext(os.path.basename(args.config))[0],
-        description=workers.first_paragraph(args.config),
+        description=sweep_processes.first_paragraph(args.config),
         rates=rates,
     )
 
@@ -198,7 +198,7 @@ class _Runs:
 
         start = time.monotonic()
         arguments = ["--workdir", self._folder, "--worker", ",".join(job), "--extensions", *self._extensions]
-        ended = workers.run_worker(["sweep", *arguments])
+        ended = sweep_processes.run_worker(["sweep", *arguments])
         code = ended.code
         if code in (0, EXIT_NEW_PROCESS):
             return

@@ -168,8 +168,9 @@ def surface(
         ):
             chosen = points.is_whole == whole
             axes.plot(points.x[chosen], y[chosen], "o", color=INK, alpha=0.65, markersize=5, **look)
-        best = np.where(points.is_whole, points.value, np.inf).argmin()
-        axes.plot(points.x[best], y[best], "o", color=stand_in(1), markersize=9)
+        if points.is_whole.any():
+            best = np.where(points.is_whole, points.value, np.inf).argmin()
+            axes.plot(points.x[best], y[best], "o", color=stand_in(1), markersize=9)
         x_axis.dress(axes, "x", max(3, int(width / 80)))
         y_axis.dress(axes, "y", max(3, int(height / 50)))
         dress(axes, None)

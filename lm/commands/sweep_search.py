@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from lm.commands import common, report, startup, workers
+from lm.commands import common, report, startup, sweep_processes
 from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import join
@@ -51,16 +51,16 @@ def _plan(args: argparse.Namespace, search):
     from lm.sweep.plan import run_of, with_overrides
     from lm.sweep.search import SearchPlan
 
-    config_file = workers.base_file(args, search)
+    config_file = sweep_processes.base_file(args, search)
     config_dict = common.load_config(config_file)
-    set_fields(config_dict, workers.QUIET | dict(search.base))
+    set_fields(config_dict, sweep_processes.QUIET | dict(search.base))
     apply_overrides(config_dict, args.overrides)
     base, progress = config_dict.to_dict(), common.data_progress(common.note)
     with_overrides(base, dict.fromkeys(search.space))  # unknown fields are refused here
     plain = run_of("base", base, base, lambda config: open_data(prepare(config.data, progress=progress)))
     return SearchPlan(
         name=os.path.splitext(os.path.basename(args.config))[0],
-        description=workers.first_paragraph(args.config),
+        description=sweep_processes.first_paragraph(args.config),
         kind=args.search,
         trials=args.trials or search.trials,
         metric=search.metric,
@@ -105,7 +105,7 @@ def _search(args: argparse.Namespace, plan, extensions: list[str]) -> None:
     arguments = ["--workdir", args.workdir, "--search", plan.kind, "--trials", str(plan.trials), "--worker", "search"]
     while trials.finished() < plan.trials:
         start = time.monotonic()
-        ended = workers.run_worker(["sweep", *arguments, "--extensions", *extensions])
+        ended = sweep_processes.run_worker(["sweep", *arguments, "--extensions", *extensions])
         trials.derive()
         if ended.code == Preempted.exit_code:
             left = plan.trials - trials.finished()

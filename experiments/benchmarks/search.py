@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
 
     found = {

@@ -1,6 +1,7 @@
 """`lm sweep --search`: trials of a search, by as many such commands on one folder as one likes."""
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import join
 
+_SAFE = 0.25  # of a run in which no trial ends: until then warmup and high rates mislead
 _EXAMPLE = "experiments/sweeps/search_small.py"
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         _show(plan, args.json)
         return
     write_search(args.workdir, plan)
-    if args.search == "optuna" and not 0 < plan.rungs[0] < plan.rungs[1]:
+    if args.search == "optuna" and plan.rungs[0] >= plan.rungs[1]:
         common.note("no trial ends early: config.eval.every_steps leaves no evaluation before the last step")
     folders = [os.path.dirname(os.path.abspath(file)) for file in (args.config, plan.config_file)]
     _search(args, plan, folders)
@@ -66,11 +68,16 @@ def _plan(args: argparse.Namespace, search):
         metric=search.metric,
         seed=search.seed,
         space=search.space,
-        rungs=(base["eval"]["every_steps"], plain.steps),
+        rungs=(_first_rung(base["eval"]["every_steps"], plain.steps), plain.steps),
         config_file=config_file,
         settings=dict(search.base) | {path: _at(base, path) for path, _ in args.overrides},
         base=base,
     )
+
+
+def _first_rung(every_steps: int, num_steps: int) -> int:
+    """Return the step of the first evaluation after `_SAFE` of a run."""
+    return every_steps * math.ceil(_SAFE * num_steps / every_steps)
 
 
 def _at(section: Mapping[str, Any], path: str) -> Any:

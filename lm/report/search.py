@@ -14,7 +14,7 @@ from lm.sweep.search_results import FEWEST, SearchResults, TrialRow, read_search
 from lm.train.console import duration
 
 MOST_ROWS = 12  # of a table that is not folded
-_CAPTION = "a dot is a trial trained to the end, a ring one that ended early"
+_CAPTION = "a dot is a trial trained to the end, a ring one that ended early, an arrow one far above"
 
 
 def write_search_report(folder: str, out: str | None = None) -> str:
@@ -47,7 +47,11 @@ def search_page(results: SearchResults) -> page.Markup:
         page.section(
             "Result",
             page.statements(text.findings(results)),
-            *([page.verbatim(text.command_of(results, results.best))] if results.best else []),
+            *(
+                [page.verbatim(text.command_of(results, results.best).replace(" --", " \\\n  --"))]
+                if results.best
+                else []
+            ),
         ),
         _progress(results),
         _fields(results),

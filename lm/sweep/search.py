@@ -44,7 +44,7 @@ class SearchPlan:
     Attributes:
       kind: `optuna`: TPE with Hyperband; `random`: draws, none of which ends early.
       trials: how many are wanted.
-      rungs: the step of the first evaluation and that of the last one, between which a trial may end early.
+      rungs: the first step after which a trial may end early, and the number of steps.
       config_file: the base config's.
       settings: config path -> value, in which the base differs from that file.
       base: the whole base config as plain data.
@@ -317,7 +317,7 @@ class Trials:
 
     def _pruner(self) -> Any:
         first, last = self._plan.rungs
-        if self._plan.kind == "random" or not 0 < first < last:
+        if self._plan.kind == "random" or first >= last:
             return self._optuna.pruners.NopPruner()
         return self._optuna.pruners.HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=REDUCTION)
 

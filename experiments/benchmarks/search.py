@@ -3,7 +3,18 @@
 python -m experiments.benchmarks.search --workdir /tmp/searches
 
 One layer of width 32 on the standard library's text, 60 steps, five optimizer settings of wide ranges. One random search,
-and Optuna's with several seeds, since one may be lucky. The same command continues where it stopped.
+and Optuna's with several seeds, since one may be lucky. The same command continues where it stopped. On two busy CPU
+cores, about ten minutes:
+
+                      trials  ended early  failed   steps    best  above random
+    optuna, seed 0        30           19       0   1,245  2.7561        +0.22%
+    optuna, seed 1        30           22       0   1,110  2.7461        -0.14%
+    optuna, seed 2        30           16       0   1,350  2.7866        +1.33%
+    optuna, seed 3        30           18       0   1,260  2.7266        -0.85%
+    random               100            0       1   5,964  2.7501        +0.00%
+
+When trials could end at their first evaluation, after a twelfth of the run and not a quarter, the first three seeds
+reached +0.39%, -0.14% and +7.11%.
 """
 
 import argparse

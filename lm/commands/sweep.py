@@ -1,26 +1,20 @@
 """`lm sweep`: every variant of a config with every seed, and what the difference is worth."""
 
 import argparse
-import ast
 import dataclasses
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
-from lm.commands import common, report, startup, supervisor
-from lm.commands.cluster import CHILD
+from lm.commands import common, report, startup, supervisor, sweep_processes, sweep_search
 from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
-from lm.storage import join, make_folder
+from lm.storage import exists, join, make_folder
 
 HELP = "Train every variant of a sweep with every seed; continues where it stopped. Several workers may share a folder."
 
 _POLL_SECONDS = 2.0  # between two looks at what other workers have finished
-_QUIET = {"log.tensorboard": False, "log.sample_prompts": ()}  # unless a sweep or an override wants them
-_TAIL = 4000  # characters of a worker's stderr kept, in which its last words are
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the sweep's folder, local or gs://, s3://")
     parser.add_argument("--base", metavar="FILE", help="another config file than the sweep's own")
     parser.add_argument("--seeds", type=int, metavar="N", help="the first N seeds instead of the sweep's own")
+    parser.add_argument(
+        "--search",
+        choices=("optuna", "random"),
+        help="look for the best config: FILE has a get_search(); optuna: TPE with Hyperband, random: draws",
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="of a search, instead of its own number")
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed")
     parser.add_argument("--dry-run", action="store_true", help="show the runs, and start none")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n"
         "  lm sweep --config experiments/sweeps/swiglu_vs_gelu.py --workdir runs/swiglu_vs_gelu\n"
         "  lm sweep --config experiments/sweeps/swiglu_vs_gelu.py --workdir runs/swiglu_1b \\\n"
-        "    --base experiments/llama_1b.py --seeds 5\n\n"
+        "    --base experiments/llama_1b.py --seeds 5\n"
+        "  lm sweep --config experiments/sweeps/search_small.py --workdir runs/search --search optuna --trials 30\n\n"
         "Overrides (--config.optimizer.num_steps=2000) hold for every variant. The same command continues, on this\n"
         "machine or beside another worker on the same folder. `lm report DIR` shows the results at any time."
     )
@@ -46,14 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.worker:
         supervisor.die_with_parent()
-        from lm.commands.sweep_worker import work
-
         for folder in args.extensions:
             common.find_extensions_in(folder)
-        sys.exit(work(args.workdir, args.worker.split(",")))
+        sys.exit(_work(args))
     if not args.config:
         raise UsageError("--config FILE is needed: a Python file with a get_sweep(), see experiments/sweeps/.")
-    common.require_positive(args, "seeds")
+    common.require_positive(args, "seeds", "trials")
+    if args.search:
+        sweep_search.run(args)
+        return
+    if args.trials:
+        raise UsageError("--trials is for a search: add --search optuna, or --search random.")
+    if exists(join(args.workdir, "search.json")):
+        raise UsageError(f'"{args.workdir}" holds a search: add --search, or choose another --workdir.')
     startup.leave_devices_alone()
     from lm.sweep.algebra import Sweep
     from lm.sweep.plan import calibration_of
@@ -63,7 +69,10 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f'"{args.config}": get_sweep() returned {sweep!r:.60}; expected a lm.sweep.algebra.Sweep.')
     if args.seeds:
         sweep = dataclasses.replace(sweep, seeds=tuple(range(args.seeds)))
-    folders, rates = [os.path.dirname(os.path.abspath(file)) for file in (args.config, _base_file(args, sweep))], None
+    folders, rates = (
+        [os.path.dirname(os.path.abspath(file)) for file in (args.config, sweep_processes.base_file(args, sweep))],
+        None,
+    )
     if sweep.match == "seconds":
         calibration = _Runs(join(args.workdir, "calibration"), _plan(args, calibration_of(sweep)), folders)
         calibration.run()
@@ -76,8 +85,14 @@ def run(args: argparse.Namespace) -> None:
     report.run(argparse.Namespace(folder=args.workdir, out=None, format="html", json=args.json))
 
 
-def _base_file(args: argparse.Namespace, sweep) -> str:
-    return args.base or os.path.normpath(os.path.join(os.path.dirname(args.config), sweep.config))
+def _work(args: argparse.Namespace) -> int:
+    if args.search:
+        from lm.commands.sweep_search_worker import search_on
+
+        return search_on(args.workdir, args.trials)
+    from lm.commands.sweep_worker import work
+
+    return work(args.workdir, args.worker.split(","))
 
 
 def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None):
@@ -86,9 +101,9 @@ def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None
     from lm.data.prepare import prepare
     from lm.sweep.plan import make_plan
 
-    config_file = _base_file(args, sweep)
+    config_file = sweep_processes.base_file(args, sweep)
     config_dict = common.load_config(config_file)
-    set_fields(config_dict, _QUIET | dict(sweep.base))
+    set_fields(config_dict, sweep_processes.QUIET | dict(sweep.base))
     apply_overrides(config_dict, args.overrides)
     progress = common.data_progress(common.note)
     return make_plan(
@@ -96,15 +111,9 @@ def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None
         config_dict.to_dict(),
         lambda config: open_data(prepare(config.data, progress=progress)),
         name=os.path.splitext(os.path.basename(args.config))[0],
-        description=_first_paragraph(args.config),
+        description=sweep_processes.first_paragraph(args.config),
         rates=rates,
     )
-
-
-def _first_paragraph(path: str) -> str:
-    with open(path) as file:
-        text = ast.get_docstring(ast.parse(file.read())) or ""
-    return " ".join(text.split("\n\n")[0].split())
 
 
 class _Runs:
@@ -189,20 +198,18 @@ class _Runs:
         from lm.commands.sweep_worker import EXIT_NEW_PROCESS, result_of
 
         start = time.monotonic()
-        pid, code, tail = self._process(job)
+        arguments = ["--workdir", self._folder, "--worker", ",".join(job), "--extensions", *self._extensions]
+        ended = sweep_processes.run_worker(["sweep", *arguments])
+        code = ended.code
         if code in (0, EXIT_NEW_PROCESS):
             return
         if code == Preempted.exit_code:
             left = len({run.id for run in self._plan.runs} - ledger.finished())
             raise Preempted(f"stopped with {left} of {len(self._plan.runs)} runs to go; the same command continues.")
-        left = [run_id for run_id in job if ledger.was_left_by(run_id, pid)]
-        last = tail.strip().rpartition("\n")[2][:300]
+        left = [run_id for run_id in job if ledger.was_left_by(run_id, ended.pid)]
         if not left:
-            raise LmError(f"a worker ended with exit code {code} before its first run: {last}")
-        reason = f"exit code {code}: {last}"
-        if code < 0:
-            name = signal.Signals(-code).name
-            reason = f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else f": {last}")
+            raise LmError(f"a worker ended before its first run: {ended.reason}")
+        reason = ended.reason
         for run in (run for run in self._plan.runs if run.id in left):
             overrides = next(v.overrides for v in self._plan.sweep.variants if v.name == run.variant)
             seconds = time.monotonic() - start
@@ -211,27 +218,3 @@ class _Runs:
             about = {"id": run.id, "variant": run.variant, "overrides": dict(overrides), "seed": run.seed}
             ledger.record({**about, **result})
             common.note(f"{run.variant}, seed {run.seed}: {reason}")
-
-    def _process(self, job: list[str]) -> tuple[int, int, str]:
-        """Run a worker; return its process id, its exit code and the end of its stderr, which is passed on."""
-        command = [sys.executable, "-m", "lm", "sweep", "--workdir", self._folder, "--worker", ",".join(job)]
-        child = subprocess.Popen(
-            [*command, "--extensions", *self._extensions],
-            env=os.environ | {CHILD: str(os.getpid())},
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C reaches it from here alone, once
-        )
-        forwarded = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in forwarded}
-        tail = b""
-        try:
-            while chunk := os.read(child.stderr.fileno(), _TAIL):
-                tail = (tail + chunk)[-_TAIL:]
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
-            code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            child.stderr.close()
-        return child.pid, code, tail.decode(errors="replace")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm.checkpoint.ranking import METRIC
@@ -38,7 +39,15 @@ def work(folder: str, run_ids: list[str]) -> int:
                 if not is_mine:
                     continue
                 about = {"id": run.id, "variant": run.variant, "overrides": overrides[run.variant], "seed": run.seed}
-                result, is_exhausted = _attempt(folder, run, plan, interrupts, shared)
+                result, is_exhausted = attempt(
+                    folder,
+                    run,
+                    f"{run.variant}, seed {run.seed}",
+                    config_file=plan["config_file"],
+                    metric=plan["metric"],
+                    interrupts=interrupts,
+                    shared=shared,
+                )
                 ledger.record({**about, **result})
                 _tell(run, result, plan, ledger)
                 if is_exhausted:
@@ -62,24 +71,54 @@ def _tell(run: Run, result: dict[str, Any], plan: dict[str, Any], ledger: Ledger
     )
 
 
-def _attempt(folder: str, run: Run, plan: dict[str, Any], interrupts, shared: Shared) -> tuple[dict[str, Any], bool]:
-    """Train one run; return its result, and whether the device is out of memory."""
+class Pruned(Preempted):
+    """A trial is behind the others: the loop lets this through and saves nothing."""
+
+
+def attempt(
+    folder: str,
+    run: Run,
+    name: str,
+    *,
+    config_file: str,
+    metric: str,
+    interrupts,
+    shared: Shared,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Train one run; return its result (see `result_of`), and whether the device is out of memory.
+
+    Args:
+      folder: of the sweep or the search.
+      run: what is trained.
+      name: of the run, on stderr.
+      config_file: where its config comes from.
+      metric: by which its best evaluation is chosen.
+      interrupts: `lm.train.interrupts.Interrupts`, installed.
+      shared: with the other runs of this process.
+      watch: sees each record, and may raise `Pruned`.
+
+    Raises:
+      Preempted: stopped by a signal; the run is saved.
+    """
     from ml_collections import ConfigDict
 
-    workdir, start, config, is_exhausted = join(folder, "runs", run.id), time.monotonic(), None, False
+    workdir, start, config = join(folder, "runs", run.id), time.monotonic(), None
+    is_exhausted, is_pruned = False, False
     try:
         config = common.resolve_here(ConfigDict(dict(run.config), type_safe=False))
-        console = lambda workdir, num_steps: _Console(workdir, num_steps, f"{run.variant}, seed {run.seed}")  # noqa: E731
         run_training(
             config,
             workdir,
-            config_file=plan["config_file"],
+            config_file=config_file,
             interrupts=interrupts,
             shared=shared,
-            console=console,
+            console=lambda workdir, num_steps: _Console(workdir, num_steps, name, watch),
             with_report=False,
         )
         failure = None
+    except Pruned:
+        failure, is_pruned = None, True
     except Preempted:
         raise
     except LmError as error:
@@ -88,7 +127,10 @@ def _attempt(folder: str, run: Run, plan: dict[str, Any], interrupts, shared: Sh
         is_exhausted = "RESOURCE_EXHAUSTED" in str(error)
         text = " ".join(str(error).split())[:300]
         failure = "out of memory on the device" if is_exhausted else f"{type(error).__name__}: {text}"
-    return result_of(workdir, config, plan["metric"], failure, time.monotonic() - start, shared), is_exhausted
+    result = result_of(workdir, config, metric, failure, time.monotonic() - start, shared)
+    if is_pruned:
+        result |= {"status": "pruned", "final": None}
+    return result, is_exhausted
 
 
 def result_of(
@@ -119,7 +161,7 @@ def result_of(
     final = figures[-1] if figures and failure is None else None
     if failure is None and (final is None or final[metric] is None):
         failure = "the validation has no finite figure at the last step"
-    steps, flops = train[-1]["step"] if train else 0, None
+    steps, flops = max((r["step"] for r in [*train, *evals]), default=0), None
     if config is not None and info:
         config = with_vocabulary(config, info["config"]["model"]["vocab_size"])
         flops = training_flops(config, steps)
@@ -149,11 +191,13 @@ def _median(values: list[float]) -> float | None:
 class _Console(Console):
     """A run's `log.txt`, and a line on stderr now and then."""
 
-    def __init__(self, workdir: str, num_steps: int, name: str):
+    def __init__(self, workdir: str, num_steps: int, name: str, watch: Callable[[Mapping[str, Any]], None] | None):
         super().__init__(workdir, num_steps, file=open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the run
-        self._num_steps, self._progress = num_steps, common.progress_line(name, "steps")
+        self._num_steps, self._progress, self._watch = num_steps, common.progress_line(name, "steps"), watch
 
     def write(self, record) -> None:
         super().write(record)
         if record.get("kind", "train") == "train":
             self._progress(record["step"], self._num_steps)
+        if self._watch:
+            self._watch(record)

@@ -67,6 +67,26 @@ class Sweep:
             raise ConfigError(f"the sweep's seeds={tuple(self.seeds)!r}: expected one or more, each once.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A space in which a good config is looked for, one trial after the other; a file exposes it as `get_search()`."""
+
+    config: str  # a config file, beside the search's file
+    space: Mapping[str, "Uniform | Choice"]  # config path -> its values
+    trials: int = 30
+    metric: str = "bits_per_byte"  # of the validation, less is better
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the config for all trials
+    seed: int = 0  # of what is proposed; the runs have the config's
+
+    def __post_init__(self):
+        if not self.space or not all(isinstance(values, Uniform | Choice) for values in self.space.values()):
+            raise ConfigError("the search's space: expected one or more config paths with a Uniform or a Choice each.")
+        if self.metric not in ("bits_per_byte", "loss"):
+            raise ConfigError(f"the search's metric={self.metric!r}: expected bits_per_byte or loss.")
+        if self.trials < 1:
+            raise ConfigError(f"the search's trials={self.trials!r}: expected 1 or more.")
+
+
 def sweep(path: str, values: Sequence[Any]) -> list[Variant]:
     """Return one variant per value of a field, named after the value (a text) or the field and the value."""
     field = path.rsplit(".", 1)[-1]

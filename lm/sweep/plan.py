@@ -16,7 +16,7 @@ from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.model.flops import train_flops_per_token
 from lm.resolve import fingerprint, resolve, with_vocabulary
 from lm.storage import exists, join, read_text, write_atomic
-from lm.sweep.algebra import Sweep, Variant
+from lm.sweep.algebra import Sweep
 from lm.train.step import program_config
 
 SWEEP = "sweep.json"
@@ -69,12 +69,7 @@ def make_plan(
     Raises:
       ConfigError: a variant's config is not valid, or is that of another variant.
     """
-    datasets: dict[Any, Dataset] = {}
-
-    def opened(config: Config) -> Dataset:
-        if config.data not in datasets:
-            datasets[config.data] = open_dataset(config)
-        return datasets[config.data]
+    opened = once_each(open_dataset)
 
     def whole(config_dict: Mapping[str, Any]) -> Config:
         config = _resolve(config_dict)
@@ -83,7 +78,7 @@ def make_plan(
     base_config = whole(base)
     configs = {}
     for variant in sweep.variants:
-        config_dict = _with_overrides(base, variant)
+        config_dict = with_overrides(base, variant.overrides)
         try:
             config = whole(config_dict)
         except ConfigError as error:
@@ -96,14 +91,53 @@ def make_plan(
     runs, names = [], {}
     for seed in sweep.seeds:
         for variant in sweep.variants:
-            config_dict = _with_overrides(configs[variant.name], Variant("", {"seed": seed}))
-            config = whole(config_dict)
-            run_id = _identity(config, opened(config))
-            if (other := names.setdefault(run_id, variant.name)) != variant.name:
+            config_dict = with_overrides(configs[variant.name], {"seed": seed})
+            run = run_of(variant.name, config_dict, base, opened)
+            if (other := names.setdefault(run.id, variant.name)) != variant.name:
                 raise ConfigError(f'variants "{other}" and "{variant.name}" are the same config.')
-            size = config.optimizer.num_steps, _stages(config).tokens(config.optimizer.num_steps)
-            runs.append(Run(run_id, variant.name, seed, _group(config, base), *size, config_dict))
+            runs.append(run)
     return Plan(name, description, sweep.config, sweep, base, tuple(runs))
+
+
+def once_each(open_dataset: Callable[[Config], Dataset]) -> Callable[[Config], Dataset]:
+    """Return `open_dataset`, called once for the configs of the same data."""
+    datasets: dict[Any, Dataset] = {}
+
+    def opened(config: Config) -> Dataset:
+        if config.data not in datasets:
+            datasets[config.data] = open_dataset(config)
+        return datasets[config.data]
+
+    return opened
+
+
+def run_of(
+    variant: str, config_dict: Mapping[str, Any], base: Mapping[str, Any], open_dataset: Callable[[Config], Dataset]
+) -> Run:
+    """Return the run of a config.
+
+    Args:
+      variant: its name.
+      config_dict: the whole config as plain data.
+      base: the config that it comes from, which says what devices it runs on.
+      open_dataset: prepares and opens the data of a resolved config.
+
+    Raises:
+      ConfigError: the config is not valid.
+    """
+    config = _resolve(config_dict)
+    dataset = open_dataset(config)
+    config = with_vocabulary(config, dataset.vocab_size)
+    steps = config.optimizer.num_steps
+    return Run(
+        id=_identity(config, dataset),
+        variant=variant,
+        seed=config.seed,
+        group=_group(config, base),
+        steps=steps,
+        tokens=_stages(config).tokens(steps),
+        config=config_dict,
+    )
 
 
 def calibration_of(sweep: Sweep) -> Sweep:
@@ -168,9 +202,14 @@ def _resolve(config_dict: Mapping[str, Any]) -> Config:
     return resolve(alone, capabilities=Capabilities(platform="tpu", device_kind="TPU7x"))  # it can do everything
 
 
-def _with_overrides(config_dict: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+def with_overrides(config_dict: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config as plain data with some fields changed.
+
+    Raises:
+      ConfigError: a field is unknown.
+    """
     out = copy.deepcopy(dict(config_dict))
-    set_fields(out, variant.overrides)
+    set_fields(out, overrides)
     return out
 
 

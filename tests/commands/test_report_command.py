@@ -57,5 +57,5 @@ def test_a_runs_folder_gets_the_page_about_the_run(lm, tmp_path):
 
 
 def test_a_folder_with_neither_is_refused(lm, tmp_path):
-    assert "neither a sweep (sweep.json) nor a run (config.json)" in lm("report", tmp_path).refusal(2)
+    assert "no sweep (sweep.json), search (search.json) or run (config.json)" in lm("report", tmp_path).refusal(2)
     assert "exclude each other" in lm("report", tmp_path, "--json", "--format", "csv").refusal(2)

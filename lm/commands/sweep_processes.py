@@ -1,0 +1,68 @@
+"""The processes that train for a sweep or a search, as the one sees them that starts them."""
+
+import argparse
+import ast
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from lm.commands.cluster import CHILD
+
+QUIET = {"log.tensorboard": False, "log.sample_prompts": ()}  # unless a sweep or an override wants them
+
+_TAIL = 4000  # characters of a worker's stderr kept, in which its last words are
+
+
+def base_file(args: argparse.Namespace, sweep) -> str:
+    return args.base or os.path.normpath(os.path.join(os.path.dirname(args.config), sweep.config))
+
+
+def first_paragraph(path: str) -> str:
+    with open(path) as file:
+        text = ast.get_docstring(ast.parse(file.read())) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a worker ended: its process id, its exit code (a signal's number below 0) and the end of its stderr."""
+
+    pid: int
+    code: int
+    tail: str
+
+    @property
+    def reason(self) -> str:
+        """Why, in one line."""
+        last = self.tail.strip().rpartition("\n")[2][:300]
+        if self.code >= 0:
+            return f"exit code {self.code}: {last}"
+        name = signal.Signals(-self.code).name
+        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else f": {last}")
+
+
+def run_worker(arguments: Sequence[str]) -> Ended:
+    """Run `lm ARGUMENTS` as a worker until it ends; what it says on stderr is passed on, and so are signals."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lm", *arguments],
+        env=os.environ | {CHILD: str(os.getpid())},
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C reaches it from here alone, once
+    )
+    forwarded = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in forwarded}
+    tail = b""
+    try:
+        while chunk := os.read(child.stderr.fileno(), _TAIL):
+            tail = (tail + chunk)[-_TAIL:]
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        child.stderr.close()
+    return Ended(child.pid, code, tail.decode(errors="replace"))

@@ -78,9 +78,6 @@ def run_training(
     make_folder(workdir)
 
     from lm import hosts
-    from lm.data.dataset import open_data
-    from lm.data.loader import Loader
-    from lm.data.prepare import prepare
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh
     from lm.plan.gate import check_fits
@@ -96,26 +93,14 @@ def run_training(
         shown = stack.enter_context((console or Console)(workdir, num_steps) if hosts.is_first() else SilentConsole())
         # 1. Data: prepared once, kept in the cache.
         tasks = eval_tasks.tasks_of(config.eval)  # refused now, not after the data is prepared
-        progress = common.data_progress(shown.note)
-        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
-        loader = Loader(
-            dataset,
-            sequence_length=config.data.sequence_length,
-            stages=config.data.schedule,
-            packing=config.data.packing,
-            document_mask=config.data.document_mask,
-            seed=config.seed,
-        )
-        _check_tokenizer(config, dataset)
-        validation = _validation_batches(config, dataset)
-        config = with_vocabulary(config, dataset.vocab_size)
+        config, dataset, loader, validation = open_inputs(config, shown.note)
         check_fits(config, detect())
 
         # 2. The run's folder: a new one, or one of the same config.
         identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
-        info = {**_run_info(config, identity, dataset, config_file), "init_from": init_from}
+        info = {**run_info(config, identity, dataset, config_file), "init_from": init_from}
         _check_hosts_agree(info)
-        hosts.first_alone(lambda: _claim_folder(workdir, config, info, dataset))
+        hosts.first_alone(lambda: claim_folder(workdir, config, info, dataset))
         _check_folder_is_shared(workdir)
 
         # 3. The step and the hooks, then the loop.
@@ -152,6 +137,31 @@ def run_training(
         if found:
             shown.summary(_summary(found))
         return found
+
+
+def open_inputs(config: Config, note: Callable[[str], None]) -> tuple[Config, Any, Any, Any]:
+    """Return a config with its vocabulary, its data set, training batches and validation batches (None: no such split).
+
+    Data is prepared once and kept in the cache.
+    """
+    from lm import hosts
+    from lm.data.dataset import open_data
+    from lm.data.loader import Loader
+    from lm.data.prepare import prepare
+
+    progress = common.data_progress(note)
+    dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
+    loader = Loader(
+        dataset,
+        sequence_length=config.data.sequence_length,
+        stages=config.data.schedule,
+        packing=config.data.packing,
+        document_mask=config.data.document_mask,
+        seed=config.seed,
+    )
+    _check_tokenizer(config, dataset)
+    validation = _validation_batches(config, dataset)
+    return with_vocabulary(config, dataset.vocab_size), dataset, loader, validation
 
 
 def _summary(result: dict[str, Any]) -> dict[str, str]:
@@ -206,7 +216,8 @@ def _initial_params(config: Config, built):
     return restore
 
 
-def _run_info(config: Config, identity: str, dataset, config_file: str) -> dict[str, Any]:
+def run_info(config: Config, identity: str, dataset, config_file: str) -> dict[str, Any]:
+    """Return what `config.json` says, but for `init_from`."""
     import jax
 
     from lm.commands.environment import describe_environment
@@ -232,7 +243,7 @@ def _run_info(config: Config, identity: str, dataset, config_file: str) -> dict[
     }
 
 
-def _claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -> None:
+def claim_folder(workdir: str, config: Config, info: dict[str, Any], dataset) -> None:
     """Write `config.json` and the tokenizer, or check that the folder's run is this one."""
     from lm.checkpoint.layout import finished_steps
     from lm.tokenizer import save
@@ -339,22 +350,27 @@ def _validation_batches(config: Config, dataset):
     )
 
 
+def evaluator_of(config: Config, built, shared: Shared):
+    """Return the evaluator of a config's program."""
+    from lm.evaluate import LossEvaluator
+    from lm.parallel.local import local_model
+
+    def make():
+        return LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"]))
+
+    return shared.once("evaluator", config, make)
+
+
 def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, shared: Shared) -> list:
     """Validation and samples, as the loop's hooks."""
     from lm import hosts
-    from lm.evaluate import LossEvaluator
     from lm.infer import Generator, SamplingConfig
-    from lm.parallel.local import local_model
     from lm.train.loop import Hook
 
     hooks = []
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
-        evaluator = shared.once(
-            "evaluator",
-            config,
-            lambda: LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"])),
-        )
+        evaluator = evaluator_of(config, built, shared)
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
             figures = evaluator(params, validation)

@@ -27,7 +27,7 @@ from lm.train.metrics import Sink
 from lm.train.step import INPUTS, BuiltStep, step_scalars
 
 MAX_RUNS = 16  # in one program
-MAX_STEP_FLOPS = 2e8  # of one run: the benchmark's figures are beside it
+MAX_STEP_FLOPS = 1.5e8  # of one run; the benchmark says what is gained at which size
 
 
 @dataclasses.dataclass

@@ -16,8 +16,10 @@ from lm.sweep.plan import Run
 
 def attempt(
     folder: str, run_ids: Sequence[str], plan: dict[str, Any], ledger: Ledger, interrupts, shared: training.Shared
-) -> Iterator[tuple[Run, dict[str, Any]]]:
+) -> Iterator[tuple[Run, dict[str, Any] | None]]:
     """Train those runs of a job that are faster together; gives each with its result, which is to be recorded at once.
+
+    None instead of a result: another worker trains the run together with others.
 
     What is trained together is the same however much of it is already done: figures depend on it in their last bits,
     and a sweep that was killed must end with the ledger of one that was not. Runs that could not be trained in this
@@ -38,13 +40,13 @@ def attempt(
     for runs, configs in _sets(folder, run_ids, plan):
         with contextlib.ExitStack() as claims:
             mine: set[str] = set()
-            for run in runs:
-                if run.id in ledger.finished() or not claims.enter_context(ledger.claimed(run.id)):
-                    if not mine and run.id not in ledger.finished():
-                        break  # another worker has them
-                    continue
-                mine.add(run.id)
+            for run in (run for run in runs if run.id not in ledger.finished()):
+                if claims.enter_context(ledger.claimed(run.id)):
+                    mine.add(run.id)
+                elif not mine:  # whoever has the first of them takes them all
+                    break
             if not mine:
+                yield from ((run, None) for run in runs)
                 continue
             start, progress = time.monotonic(), common.progress_line(f"{len(runs)} runs, seed {runs[0].seed}", "steps")
             workdirs = [join(folder, "runs", run.id) if run.id in mine else None for run in runs]

@@ -38,9 +38,12 @@ def work(folder: str, run_ids: list[str]) -> int:
 
     with Interrupts().installed() as interrupts:
         for run, result in sweep_together.attempt(folder, run_ids, plan, ledger, interrupts, shared):
+            if result is None:
+                del runs[run.id]
+                continue
             ledger.record({**about(run), **result})
             _tell(run, result, plan, ledger)
-        for run in (runs[run_id] for run_id in run_ids):
+        for run in (runs[run_id] for run_id in run_ids if run_id in runs):
             with ledger.claimed(run.id) as is_mine:
                 if not is_mine:
                     continue

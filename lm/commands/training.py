@@ -37,9 +37,15 @@ class Shared:
             self._made[key] = make()
         return self._made[key]
 
+    def step(self, config: Config) -> Any:
+        """Return the step of the config's program (`lm.train.step.BuiltStep`); None: no run of it has come so far."""
+        from lm.train.step import program_config
+
+        return self._made.get(("step", program_config(config)))
+
     def step_bytes(self, config: Config) -> int | None:
         """Return the device's bytes in a step of the config: state, batch and temporaries; None: not compiled here."""
-        built = self.once("step", config, lambda: None)
+        built = self.step(config)
         found = [program.memory_analysis() for program in built.programs.values()] if built else []
         sizes = [m.argument_size_in_bytes + m.temp_size_in_bytes for m in found if m is not None]
         return max(sizes, default=None)

@@ -155,6 +155,7 @@ def show_together(folder: str, interrupts, size: str, rounds: int) -> None:
             "data.batch_size": rows,
             "data.tokenizer_vocab_size": vocabulary,
             "optimizer.num_steps": steps,
+            "optimizer.warmup_steps": 1,
             "eval.every_steps": steps,
             "eval.tokens": 4096,
             "checkpoint.every_steps": steps,

@@ -14,6 +14,7 @@ Two CPU cores shared with other jobs (load 6 to 13, so take the ratios, not the 
               95.5 % of runs 2 to 8 is steps and validations
     together  tiny     26 M FLOPs in a step   in turn / together: median 1.80, of the fastest turns 1.51
               wider   139 M                   1.67, 1.67
+              small  7251 M                   0.93, 0.93 (2 rounds)
 
 Of the programs alone, without batches, hyperparameters and records, 8 in one are 1.25 to 1.33 times as fast at the tiny
 size, and slower at that of experiments/sweeps/small.py (0.66 to 0.81): most of the gain is what the host does once

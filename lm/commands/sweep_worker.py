@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm.checkpoint.ranking import METRIC
-from lm.commands import common
+from lm.commands import common, sweep_together
 from lm.commands.environment import describe_environment
 from lm.commands.training import Shared, run_training
 from lm.config import Config, to_dict
@@ -33,12 +33,21 @@ def work(folder: str, run_ids: list[str]) -> int:
     plan, ledger, shared = read_plan(folder), Ledger(folder), Shared()
     runs = {run.id: run for run in plan["runs"]}
     overrides = {variant["name"]: variant["overrides"] for variant in plan["variants"]}
+
+    def about(run: Run) -> dict[str, Any]:
+        return {"id": run.id, "variant": run.variant, "overrides": overrides[run.variant], "seed": run.seed}
+
     with Interrupts().installed() as interrupts:
-        for run in (runs[run_id] for run_id in run_ids):
+        for run, result in sweep_together.attempt(folder, run_ids, plan, ledger, interrupts, shared):
+            if result is None:
+                del runs[run.id]
+                continue
+            ledger.record({**about(run), **result})
+            _tell(run, result, plan, ledger)
+        for run in (runs[run_id] for run_id in run_ids if run_id in runs):
             with ledger.claimed(run.id) as is_mine:
                 if not is_mine:
                     continue
-                about = {"id": run.id, "variant": run.variant, "overrides": overrides[run.variant], "seed": run.seed}
                 result, is_exhausted = attempt(
                     folder,
                     run,
@@ -48,7 +57,7 @@ def work(folder: str, run_ids: list[str]) -> int:
                     interrupts=interrupts,
                     shared=shared,
                 )
-                ledger.record({**about, **result})
+                ledger.record({**about(run), **result})
                 _tell(run, result, plan, ledger)
                 if is_exhausted:
                     return EXIT_NEW_PROCESS

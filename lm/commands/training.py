@@ -31,9 +31,13 @@ class Shared:
             self._made[key] = make()
         return self._made[key]
 
+    def step(self, config: Config) -> Any:
+        """Return the step of the config's program (`lm.train.step.BuiltStep`); None: no run of it has come so far."""
+        return self._made.get(("step", _program(config)))
+
     def step_bytes(self, config: Config) -> int | None:
         """Return a device's bytes in a step of the config: state, batch and temporaries; None: not compiled here."""
-        built = self._made.get(("step", _program(config)))
+        built = self.step(config)
         found = [program.memory_analysis() for program in built.programs.values()] if built else []
         sizes = [m.argument_size_in_bytes + m.temp_size_in_bytes for m in found if m is not None]
         return max(sizes, default=None)
@@ -78,9 +82,6 @@ def run_training(
     make_folder(workdir)
 
     from lm import hosts
-    from lm.data.dataset import open_data
-    from lm.data.loader import Loader
-    from lm.data.prepare import prepare
     from lm.parallel.devices import detect
     from lm.parallel.mesh import make_mesh
     from lm.plan.gate import check_fits
@@ -96,19 +97,7 @@ def run_training(
         shown = stack.enter_context((console or Console)(workdir, num_steps) if hosts.is_first() else SilentConsole())
         # 1. Data: prepared once, kept in the cache.
         tasks = eval_tasks.tasks_of(config.eval)  # refused now, not after the data is prepared
-        progress = common.data_progress(shown.note)
-        dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
-        loader = Loader(
-            dataset,
-            sequence_length=config.data.sequence_length,
-            stages=config.data.schedule,
-            packing=config.data.packing,
-            document_mask=config.data.document_mask,
-            seed=config.seed,
-        )
-        check_tokenizer(config, dataset)
-        validation = _validation_batches(config, dataset)
-        config = with_vocabulary(config, dataset.vocab_size)
+        config, dataset, loader, validation = open_inputs(config, shown.note)
         check_fits(config, detect())
 
         # 2. The run's folder: a new one, or one of the same config.
@@ -152,6 +141,31 @@ def run_training(
         if found:
             shown.summary(_summary(found))
         return found
+
+
+def open_inputs(config: Config, note: Callable[[str], None]) -> tuple[Config, Any, Any, Any]:
+    """Return a config with its vocabulary, its data set, training batches and validation batches (None: no such split).
+
+    Data is prepared once and kept in the cache.
+    """
+    from lm import hosts
+    from lm.data.dataset import open_data
+    from lm.data.loader import Loader
+    from lm.data.prepare import prepare
+
+    progress = common.data_progress(note)
+    dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
+    loader = Loader(
+        dataset,
+        sequence_length=config.data.sequence_length,
+        stages=config.data.schedule,
+        packing=config.data.packing,
+        document_mask=config.data.document_mask,
+        seed=config.seed,
+    )
+    check_tokenizer(config, dataset)
+    validation = _validation_batches(config, dataset)
+    return with_vocabulary(config, dataset.vocab_size), dataset, loader, validation
 
 
 def _summary(result: dict[str, Any]) -> dict[str, str]:
@@ -223,22 +237,27 @@ def _validation_batches(config: Config, dataset):
     )
 
 
+def evaluator_of(config: Config, built, shared: Shared):
+    """Return the evaluator of a config's program."""
+    from lm.evaluate import LossEvaluator
+    from lm.parallel.local import local_model
+
+    def make():
+        return LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"]))
+
+    return shared.once("evaluator", config, make)
+
+
 def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, shared: Shared) -> list:
     """Validation and samples, as the loop's hooks."""
     from lm import hosts
-    from lm.evaluate import LossEvaluator
     from lm.infer import Generator, SamplingConfig
-    from lm.parallel.local import local_model
     from lm.train.loop import Hook
 
     hooks = []
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
-        evaluator = shared.once(
-            "evaluator",
-            config,
-            lambda: LossEvaluator(local_model(config, built.mesh, micro_batches=built.mesh.shape["stage"])),
-        )
+        evaluator = evaluator_of(config, built, shared)
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
             figures = evaluator(params, validation)

@@ -43,6 +43,7 @@ class LossEvaluator:
             return jax.jit(exact, out_shardings=replicated(self._mesh))
 
         self._sums = compiled(own_sums, PartitionSpec())
+        self._sums_of_many = jax.jit(jax.vmap(self._sums, in_axes=(0, None)), out_shardings=replicated(self._mesh))
         self._tokens = compiled(own_tokens, batch_spec())
 
     def __call__(
@@ -65,6 +66,18 @@ class LossEvaluator:
             for name in total:
                 total[name] += float(sums[name])
         return summarize(total["nll"], total["tokens"], total["bytes"])
+
+    def of_many(self, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> list[dict[str, float]]:
+        """Return what a call returns, for each of K models of one shape, in one program.
+
+        Args:
+          params: their parameters, stacked on a leading K.
+          batches: as of a call.
+        """
+        total: dict[str, Any] = dict.fromkeys(("nll", "tokens", "bytes"), 0.0)
+        for _, sums in self._run(self._sums_of_many, params, batches, lambda done: None):
+            total = {name: so_far + sums[name].astype(np.float64) for name, so_far in total.items()}
+        return [summarize(*map(float, of_one)) for of_one in zip(*total.values(), strict=True)]
 
     def tokens(
         self,

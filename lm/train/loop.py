@@ -152,7 +152,7 @@ def train(
         length: train_flops_per_token(config.model, length) / jax.device_count()
         for length in {stage.sequence_length for stage in stages}
     }
-    clock = _Clock()
+    clock = Clock()
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def write(record: Mapping[str, Any]) -> None:
@@ -166,32 +166,14 @@ def train(
         (done, device_metrics), pending = pending, None
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
         measured = {name: value for name, value in metrics.items() if name not in ("tokens", "bytes")}
-        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
-        # Before any save: the parameters of this step may be no numbers either. An fp16 step was skipped
-        # instead, and the next one has half the loss scale, unless that is at its floor.
-        if broken and metrics.get("loss_scale", FLOOR) <= FLOOR:
+        # Before any save: the parameters of this step may be no numbers either.
+        if problem := failure(metrics, done):
             write({"step": done, **measured})
-            at = f"step {done}" + (", with the loss scale at its floor" if "loss_scale" in metrics else "")
-            raise LmError(
-                f"{broken[0]} is {metrics[broken[0]]} at {at}. Start again in another --workdir with a lower "
-                "config.optimizer.learning_rate or clip_norm."
-            )
+            raise LmError(problem)
         if done % config.log.every_steps and done not in (first + 1, num_steps):
             return
         flops = sum(n * flops_per_token[length] for length, n in stages.tokens_by_length(done).items())
-        rate, flops_rate, seconds = clock.rates(stages.tokens(done), flops)
-        write(
-            {
-                "step": done,
-                **measured,
-                "learning_rate": hyperparameters(config.optimizer, done - 1)["learning_rate"],
-                "tokens": stages.tokens(done),
-                "epoch": round(loader.epoch(done), 4),
-                "tokens_per_second": rate,
-                "mfu": None if flops_rate is None or peak_flops is None else flops_rate / peak_flops,
-                "seconds": seconds,
-            }
-        )
+        write(train_record(config, loader, done, measured, clock.rates(stages.tokens(done), flops), peak_flops))
 
     saving = Saving(checkpoints, mesh, config.checkpoint.every_steps, console.note)
     validated: dict[int, float] = {}  # the newest step that was evaluated: its bits per byte
@@ -272,7 +254,53 @@ def train(
     return state
 
 
-class _Clock:
+def failure(metrics: Mapping[str, float], step: int) -> str | None:
+    """Return what is wrong with a step's figures, in one line; None: nothing.
+
+    An fp16 step that overflowed was skipped, and the next one has half the loss scale, unless that is at its floor.
+    """
+    broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+    if not broken or metrics.get("loss_scale", FLOOR) > FLOOR:
+        return None
+    at = f"step {step}" + (", with the loss scale at its floor" if "loss_scale" in metrics else "")
+    return (
+        f"{broken[0]} is {metrics[broken[0]]} at {at}. Start again in another --workdir with a lower "
+        "config.optimizer.learning_rate or clip_norm."
+    )
+
+
+def train_record(
+    config: Config,
+    loader: Batches,
+    step: int,
+    measured: Mapping[str, float],
+    rates: tuple[float | None, float | None, float],
+    peak_flops: float | None,
+) -> dict[str, Any]:
+    """Return the record of a step (`lm.train.metrics`).
+
+    Args:
+      config: of the run.
+      loader: its training batches.
+      step: that is done.
+      measured: what it returned.
+      rates: `Clock.rates`.
+      peak_flops: of one chip, or None.
+    """
+    tokens_per_second, flops_per_second, seconds = rates
+    return {
+        "step": step,
+        **measured,
+        "learning_rate": hyperparameters(config.optimizer, step - 1)["learning_rate"],
+        "tokens": loader.stages.tokens(step),
+        "epoch": round(loader.epoch(step), 4),
+        "tokens_per_second": tokens_per_second,
+        "mfu": None if flops_per_second is None or peak_flops is None else flops_per_second / peak_flops,
+        "seconds": seconds,
+    }
+
+
+class Clock:
     """Tokens and FLOPs per second since the last record; the first interval, which sets up, has no rate."""
 
     def __init__(self):
@@ -302,7 +330,7 @@ class _Clock:
 
 
 class _Pause:
-    def __init__(self, clock: _Clock):
+    def __init__(self, clock: Clock):
         self._clock = clock
 
     def __enter__(self):

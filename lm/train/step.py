@@ -54,6 +54,7 @@ class BuiltStep:
     state: TrainState  # jax.ShapeDtypeStruct leaves that carry shardings; nothing is allocated
     init: Callable[..., TrainState]  # (params to start from or None, seed); each shard is made on its own device
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
+    train_step: Callable  # `step` as it is before `jit`, to be transformed (`lm.sweep.together`)
     gradients: Callable  # (params, frozen, batch, grad_scale, key) -> (gradients, the objective's sums); not jitted
     # `step` compiled, by (rows, tokens per row) of its batch; runs that share a `BuiltStep` share these.
     programs: dict[tuple[int, int], Callable] = dataclasses.field(default_factory=dict, init=False, compare=False)
@@ -78,7 +79,7 @@ def step_scalars(config: Config, step: int) -> dict[str, np.generic]:
 
 
 # Fields that the compiled step takes as inputs (`step_scalars`), and those of the schedule behind them.
-_INPUTS = (
+INPUTS = (
     *("learning_rate", "adam_learning_rate", "weight_decay", "b1", "b2", "muon_momentum", "muon_b2", "clip_norm"),
     *("adafactor_decay", "adafactor_clip", "num_steps", "warmup_steps", "schedule", "final_learning_rate"),
     "decay_fraction",
@@ -88,7 +89,7 @@ _DATA = ("sequence_length", "batch_size", "stages", "document_mask")  # what the
 
 def program_config(config: Config) -> Config:
     """Return a config with all that its compiled step does not depend on at the default: equal ones share a program."""
-    inputs = {name: getattr(OptimizerConfig, name) for name in _INPUTS}
+    inputs = {name: getattr(OptimizerConfig, name) for name in INPUTS}
     return Config(
         objective=config.objective,
         z_loss=config.z_loss,
@@ -221,6 +222,7 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         laid = parameter_shardings(mesh, params, optimizer_table)
         return jax.tree.map(jax.lax.with_sharding_constraint, params, laid)
 
+    exact_step = in_compute_type(train_step, precision.compute)
     jitted_init = jax.jit(make_state, out_shardings=shardings, compiler_options=_init_options(mesh))
     return BuiltStep(
         model=model,
@@ -229,11 +231,8 @@ def build_step(config: Config, mesh: Mesh) -> BuiltStep:
         gradients=all_gradients,
         state=jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
         init=lambda params=None, seed=config.seed: jitted_init(params, np.uint32(seed)),
-        step=jax.jit(
-            in_compute_type(train_step, precision.compute),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
-        ),
+        step=jax.jit(exact_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        train_step=exact_step,
     )
 
 

@@ -5,6 +5,8 @@
 
 The hidden width is 8/3 D where gated (three kernels, rounded up to 64) and 4 D where not (two): about the same number
 of parameters, and what is left of the difference in FLOPs is made up for in steps.
+
+Small setting, 3 seeds: SwiGLU ahead by 5.8 % (95 % interval 0.1 to 11 %, p = 0.048).
 """
 
 from lm.sweep.algebra import Sweep, seeds, sweep

@@ -6,12 +6,14 @@ need them are functions here: `write_atomic` and `LineLog`.
 """
 
 import contextlib
+import json
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from lm.errors import LmError, UsageError
+from lm.errors import DamagedFileError, LmError, UsageError
 
 
 def cache_root(explicit: str | None = None) -> str:
@@ -175,6 +177,19 @@ def read_text(path: str) -> str:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise LmError(f'"{path}" is not UTF-8 text: {error}.') from error
+
+
+def read_object(path: str, *required: str) -> dict[str, Any]:
+    """Read a JSON object; raises as `read_text`, and DamagedFileError if it is none or lacks a required key."""
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f'"{path}" is damaged: it does not hold a JSON object.')
+    if missing := sorted(set(required) - set(content)):
+        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(missing)}.')
+    return content
 
 
 def write_atomic(path: str, data: bytes | str) -> None:

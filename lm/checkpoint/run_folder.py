@@ -1,13 +1,12 @@
 """A run's folder as other rooms find it. No JAX here."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from lm.checkpoint.ranking import best_step
-from lm.errors import DamagedFileError, UsageError
-from lm.storage import exists, is_remote, join, read_text
+from lm.errors import UsageError
+from lm.storage import exists, is_remote, join, read_object
 
 _STEPS = "checkpoints"
 
@@ -26,16 +25,7 @@ def read_run_info(workdir: str, required: Sequence[str] = ("config", "fingerprin
     path = join(workdir, "config.json")
     if not exists(path):
         raise UsageError(f'no run in "{workdir}": it has no config.json. Give the --workdir of an `lm train`.')
-    try:
-        info = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
-    if not isinstance(info, dict):
-        raise DamagedFileError(f'"{path}" is damaged: it does not hold a JSON object.')
-    missing = sorted(set(required) - set(info))
-    if missing:
-        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(missing)}.')
-    return info
+    return read_object(path, *required)
 
 
 def locate(path: str, step: int | str | None = None) -> tuple[str, str, int | None]:

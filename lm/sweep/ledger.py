@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.errors import DamagedFileError, LmError
+from lm.errors import LmError
 from lm.storage import (
     create,
     filesystem,
@@ -29,7 +29,7 @@ from lm.storage import (
     list_names,
     make_folder,
     of_store,
-    read_text,
+    read_object,
     write_atomic,
 )
 
@@ -57,7 +57,7 @@ class Ledger:
         Raises:
           DamagedFileError: the file holds no JSON object.
         """
-        return _read(join(self._results, f"{run_id}.json"))
+        return read_object(join(self._results, f"{run_id}.json"))
 
     def record(self, result: Result) -> bool:
         """Write a run's result unless it has one; returns whether it had none."""
@@ -91,7 +91,7 @@ class Ledger:
 
     def _claim(self, run_id: str) -> dict[str, Any] | None:
         number = self._newest(run_id)
-        return None if number is None else _read(self._path(run_id, number))
+        return None if number is None else read_object(self._path(run_id, number))
 
     @contextlib.contextmanager
     def claimed(self, run_id: str) -> Iterator[bool]:
@@ -149,13 +149,3 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return None if after_name[0] == "Z" else after_name[19]
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is damaged: {error}. Remove it to run that again.') from error
-    if not isinstance(content, dict):
-        raise DamagedFileError(f'"{path}" is damaged: it does not hold a JSON object. Remove it to run that again.')
-    return content

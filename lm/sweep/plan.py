@@ -15,7 +15,7 @@ from lm.data.stages import Stages
 from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.model.flops import train_flops_per_token
 from lm.resolve import fingerprint, resolve, with_vocabulary
-from lm.storage import exists, join, read_text, write_atomic
+from lm.storage import exists, join, read_object, write_atomic
 from lm.sweep.algebra import Sweep
 from lm.train.step import program_config
 
@@ -188,10 +188,10 @@ def read_plan(folder: str) -> dict[str, Any]:
     path = join(folder, SWEEP)
     if not exists(path):
         raise UsageError(f'no sweep in "{folder}": it has no {SWEEP}. Give the --workdir of an `lm sweep`.')
+    content = read_object(path)
     try:
-        content = json.loads(read_text(path))
         content["runs"] = [Run(**run) for run in content["runs"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
     return content
 

@@ -8,7 +8,6 @@ A run without a result is pending. The folder may be on an object store.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lm.errors import DamagedFileError, UsageError
-from lm.storage import exists, join, list_names, read_text
+from lm.storage import exists, join, list_names, read_object
 from lm.train.metrics import read_metrics
 
 Status = Literal["done", "failed", "pending"]
@@ -137,12 +136,12 @@ def read_sweep(folder: str) -> Sweep:
     path = join(folder, "sweep.json")
     if not is_sweep(folder):
         raise UsageError(f'no sweep in "{folder}": it has no sweep.json.')
-    plan = _read_object(path)
+    plan = read_object(path)
     try:
         results_folder = join(folder, "results")
         names = set(list_names(results_folder))
         results = {
-            run["id"]: _read_object(join(results_folder, f"{run['id']}.json"))
+            run["id"]: read_object(join(results_folder, f"{run['id']}.json"))
             for run in plan["runs"]
             if f"{run['id']}.json" in names
         }
@@ -165,16 +164,6 @@ def read_sweep(folder: str) -> Sweep:
     if unknown := {sweep.baseline, *(run.variant for run in sweep.runs)} - names:
         raise DamagedFileError(f'"{path}" has no variant "{sorted(unknown)[0]}".')
     return sweep
-
-
-def _read_object(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is not JSON: {error}.') from error
-    if not isinstance(content, dict):
-        raise DamagedFileError(f'"{path}" is not a JSON object.')
-    return content
 
 
 @dataclasses.dataclass(frozen=True)

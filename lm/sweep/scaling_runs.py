@@ -1,7 +1,6 @@
 """What a sweep's folder says about scaling: each run's parameters, training tokens and loss."""
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from lm.config import Config, DataConfig
 from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.fields import build
-from lm.storage import exists, join, list_names, read_text
+from lm.storage import exists, join, list_names, read_object
 from lm.sweep.scaling import Run
 
 METRICS = ("loss", "bits_per_byte")
@@ -72,13 +71,13 @@ def read_runs(folder: str, *, parameters: str, metric: str) -> SweepRuns:
     """
     if not exists(join(folder, "sweep.json")):
         raise UsageError(f'no sweep in "{folder}": it has no sweep.json. Give the --workdir of an `lm sweep`.')
-    plan = _read(join(folder, "sweep.json"), "variants", "runs")
+    plan = read_object(join(folder, "sweep.json"), "variants", "runs")
     names = [name for name in list_names(join(folder, "results")) if name.endswith(".json")]
     by_variant: dict[str, list[Run]] = defaultdict(list)
     tokenizers = set()
     for name in names:
         path = join(folder, "results", name)
-        result = _read(path, "variant", "status", "final", "tokens", "num_parameters", "config")
+        result = read_object(path, "variant", "status", "final", "tokens", "num_parameters", "config")
         if result["status"] != "done" or not result["final"]:
             continue
         try:
@@ -107,14 +106,3 @@ def _count(config: Config, result: Mapping[str, Any], parameters: str) -> int:
     from lm.model.flops import parameter_counts
 
     return parameter_counts(config.model)[parameters]
-
-
-def _read(path: str, *required: str) -> dict[str, Any]:
-    try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
-    missing = sorted(set(required) - set(value)) if isinstance(value, dict) else ["JSON object"]
-    if missing:
-        raise DamagedFileError(f'"{path}" is damaged: it has no {", ".join(missing)}.')
-    return value

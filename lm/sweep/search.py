@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lm.errors import ConfigError, DamagedFileError, UsageError
-from lm.storage import exists, is_remote, join, locked, make_folder, read_text, write_atomic
+from lm.storage import exists, is_remote, join, locked, make_folder, read_object, write_atomic
 from lm.sweep.algebra import Choice, Uniform
 from lm.sweep.ledger import Ledger
 
@@ -110,8 +110,8 @@ def read_search(folder: str) -> SearchPlan:
     path = join(folder, SEARCH)
     if not is_search(folder):
         raise UsageError(f'no search in "{folder}": it has no {SEARCH}. Give the --workdir of an `lm sweep --search`.')
+    content = read_object(path)
     try:
-        content = json.loads(read_text(path))
         content["rungs"] = tuple(content["rungs"])
         content["space"] = {
             name: Choice(tuple(values["values"])) if "values" in values else Uniform(**values)

@@ -5,12 +5,11 @@ parametrization it falls about as 1 / width. Rates on a grid tell it to within a
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
 
 from lm.errors import UsageError
-from lm.storage import exists, join, list_names, read_text
+from lm.storage import exists, join, list_names, read_object
 
 WIDTH, RATE = "model.d_model", "optimizer.learning_rate"
 
@@ -127,14 +126,14 @@ def read_transfers(folder: str) -> list[Transfer]:
     path = join(folder, "sweep.json")
     if not exists(path):
         raise UsageError(f'"{folder}" holds no sweep (no sweep.json).')
-    sweep = json.loads(read_text(path))
+    sweep = read_object(path)
     if not {WIDTH, RATE} <= {name for variant in sweep["variants"] for name in variant["overrides"]}:
         return []
     runs: dict[str, list[tuple[int, float, float | None]]] = {"muP": [], "standard": []}
     for name in list_names(join(folder, "results")):
         if not name.endswith(".json"):
             continue
-        row = json.loads(read_text(join(folder, "results", name)))
+        row = read_object(join(folder, "results", name))
         model, rate = row["config"]["model"], row["config"]["optimizer"]["learning_rate"]
         final = row["final"][sweep["metric"]] if row["status"] == "done" else None
         runs["standard" if model["mup_base_width"] is None else "muP"].append((model["d_model"], rate, final))

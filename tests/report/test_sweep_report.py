@@ -263,5 +263,5 @@ def test_a_folder_without_a_sweep_and_a_damaged_one_give_one_line(tmp_path):
     with pytest.raises(DamagedFileError, match="not a sweep's plan"):
         read_sweep(folder)
     (tmp_path / "s" / "sweep.json").write_text("{")
-    with pytest.raises(DamagedFileError, match="not JSON"):
+    with pytest.raises(DamagedFileError, match="is damaged"):
         read_sweep(folder)

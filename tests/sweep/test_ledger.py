@@ -100,7 +100,7 @@ def test_a_lease_is_renewed_while_its_worker_works(tmp_path, monkeypatch):
 def test_a_damaged_result_is_named(tmp_path):
     ledger = Ledger(str(tmp_path))
     (tmp_path / "results" / "a.json").write_text('{"id": "a", ')
-    with pytest.raises(DamagedFileError, match=r"a\.json.*Remove it"):
+    with pytest.raises(DamagedFileError, match=r"a\.json.* is damaged"):
         ledger.result("a")
 
 

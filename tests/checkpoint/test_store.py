@@ -52,6 +52,7 @@ def damage(folder: pathlib.Path) -> None:
             os.truncate(path, path.stat().st_size // 2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_opens_on_another_mesh_bit_for_bit(trained, folder):
     built, state = trained
     other = built_step(small_config(**{"optimizer.name": "muon", "precision.parameters": "bfloat16"}))

@@ -58,6 +58,7 @@ def test_temperature_0_does_not_depend_on_the_seed(lm, finished):
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_several_samples_differ_and_each_is_printed(lm, finished):
     result = json.loads(generate(lm, finished, "--prompt=abc", "--num-return-sequences=3", "--json"))
     assert len(set(result["samples"])) == 3

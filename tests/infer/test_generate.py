@@ -54,6 +54,7 @@ def test_greedy_decoding_with_a_cache_equals_recomputing(positions):
         assert ids == expected[: expected.index(95)] if 95 in expected else ids == expected
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_alone_as_beside_another(trained):
     model, params = trained
     generator = Generator(model, 96, eot_id=95, chunk=4)

@@ -111,6 +111,7 @@ def test_remat_and_unrolling_change_no_gradient(change):
         np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_remat_full_keeps_less_for_the_backward_pass():
     def kept(policy):
         model = small_model(**{"model.remat": policy, "model.num_layers": "8"})

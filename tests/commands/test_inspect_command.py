@@ -134,6 +134,7 @@ def test_an_array_that_cannot_be_read_to_its_end_leaves_the_file_as_it_was(lm, f
     assert list(tmp_path.iterdir()) == [out] and out.read_text() == "before"
 
 
+@pytest.mark.slow
 def test_eval_and_generate_take_a_steps_folder(lm, finished):
     step = finished / "checkpoints" / "16"
     by_folder, by_step = (

@@ -84,7 +84,7 @@ def check(scorer, model, placed, params) -> None:
     assert [s.is_greedy for s in scores] == [bool(greedy) for _, greedy in expected]
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_scores_equal_one_forward_pass_per_request(share):
     check(*scorer_on(score={"share": share}))
 

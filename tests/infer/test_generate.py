@@ -44,7 +44,7 @@ def recomputed(model, params, prompt: list[int], count: int, vocab: int) -> list
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("positions", ["rope", pytest.param("learned", marks=pytest.mark.slow)])
 def test_greedy_decoding_with_a_cache_equals_recomputing(positions):
     model, params = make(positions)
     prompts = [[5, 6, 7], [1, 2, 3, 4, 8, 9, 10, 11], [12]]  # ragged: two rows are padded on the left
@@ -90,6 +90,7 @@ def test_a_row_ends_at_the_end_of_text(trained):
     assert ended == free[: free.index(eot)]
 
 
+@pytest.mark.slow
 def test_exactly_the_tokens_asked_for(trained):
     model, params = trained
     for count in (1, 5, 8):

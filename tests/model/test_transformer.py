@@ -94,14 +94,8 @@ def gradients(model, params):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model.remat": "full"},
-        pytest.param({"model.remat": "dots"}, marks=pytest.mark.slow),
-        pytest.param({"model.scan_unroll": "2"}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"model.remat": "full"}, {"model.remat": "dots"}, {"model.scan_unroll": "2"}])
 def test_remat_and_unrolling_change_no_gradient(change):
     base = small_model(**{"model.dropout": "0.1"})
     params = jax.jit(base.init)(jax.random.key(0))

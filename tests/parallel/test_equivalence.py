@@ -4,12 +4,9 @@ import pytest
 
 from experiments.benchmarks.equivalence import CASES, compare
 
-FAST = ("ZeRO 3 x CP x TP",)
 
-
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_loss_gradients_and_five_steps_are_those_of_one_device(name):
     difference = compare(name)
     assert difference.gradients < 1e-5

@@ -96,10 +96,10 @@ class Ledger:
     @contextlib.contextmanager
     def claimed(self, run_id: str) -> Iterator[bool]:
         """Hold a run for this process within the block; gives False if another has it or it is finished."""
-        if self.is_held(run_id):
+        number = self._newest(run_id)  # looked at once: a claim made meanwhile has the number that this one would have
+        if number is not None and _is_live(read_object(self._path(run_id, number))):
             yield False
             return
-        number = self._newest(run_id)
         path = self._path(run_id, 0 if number is None else number + 1)
         if not create(path, _claim(LEASE_SECONDS)):  # another was faster
             yield False

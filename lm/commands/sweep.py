@@ -69,13 +69,15 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f'"{args.config}": get_sweep() returned {sweep!r:.60}; expected a lm.sweep.algebra.Sweep.')
     if args.seeds:
         sweep = dataclasses.replace(sweep, seeds=tuple(range(args.seeds)))
-    folders, rates = (
-        [os.path.dirname(os.path.abspath(file)) for file in (args.config, sweep_processes.base_file(args, sweep))],
-        None,
-    )
+    files, rates = (args.config, sweep_processes.base_file(args, sweep)), None
+    folders = [os.path.dirname(os.path.abspath(file)) for file in files]
     if sweep.match == "seconds":
         calibration = _Runs(join(args.workdir, "calibration"), _plan(args, calibration_of(sweep)), folders)
-        calibration.run()
+        if args.dry_run:
+            common.note("these runs measure the variants' speeds; how long the sweep's own are follows from them")
+            calibration.show(args.json)
+            return
+        calibration.run(retry_failed=args.retry_failed)
         rates = calibration.rates()
     runs = _Runs(args.workdir, _plan(args, sweep, rates), folders)
     if args.dry_run:
@@ -200,21 +202,16 @@ class _Runs:
         start = time.monotonic()
         arguments = ["--workdir", self._folder, "--worker", ",".join(job), "--extensions", *self._extensions]
         ended = sweep_processes.run_worker(["sweep", *arguments])
-        code = ended.code
-        if code in (0, EXIT_NEW_PROCESS):
+        if ended.code in (0, EXIT_NEW_PROCESS):
             return
-        if code == Preempted.exit_code:
+        if ended.code == Preempted.exit_code:
             left = len({run.id for run in self._plan.runs} - ledger.finished())
             raise Preempted(f"stopped with {left} of {len(self._plan.runs)} runs to go; the same command continues.")
         left = [run_id for run_id in job if ledger.was_left_by(run_id, ended.pid)]
         if not left:
             raise LmError(f"a worker ended before its first run: {ended.reason}")
-        reason = ended.reason
         for run in (run for run in self._plan.runs if run.id in left):
-            overrides = next(v.overrides for v in self._plan.sweep.variants if v.name == run.variant)
-            seconds = time.monotonic() - start
-            workdir = join(self._folder, "runs", run.id)
-            result = result_of(workdir, None, self._plan.sweep.metric, reason, seconds, None)
-            about = {"id": run.id, "variant": run.variant, "overrides": dict(overrides), "seed": run.seed}
-            ledger.record({**about, **result})
-            common.note(f"{run.variant}, seed {run.seed}: {reason}")
+            workdir, seconds = join(self._folder, "runs", run.id), time.monotonic() - start
+            result = result_of(workdir, None, self._plan.sweep.metric, ended.reason, seconds, None)
+            ledger.record({**run.about, **result})
+            common.note(f"{run.variant}, seed {run.seed}: {ended.reason}")

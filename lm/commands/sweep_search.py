@@ -50,6 +50,7 @@ def _plan(args: argparse.Namespace, search):
     """Return the plan of a search; its data is prepared here."""
     from lm.data.dataset import open_data
     from lm.data.prepare import prepare
+    from lm.sweep.algebra import Variant
     from lm.sweep.plan import run_of, with_overrides
     from lm.sweep.search import SearchPlan
 
@@ -59,7 +60,7 @@ def _plan(args: argparse.Namespace, search):
     apply_overrides(config_dict, args.overrides)
     base, progress = config_dict.to_dict(), common.data_progress(common.note)
     with_overrides(base, dict.fromkeys(search.space))  # unknown fields are refused here
-    plain = run_of("base", base, base, lambda config: open_data(prepare(config.data, progress=progress)))
+    plain = run_of(Variant("base", {}), base, base, lambda config: open_data(prepare(config.data, progress=progress)))
     return SearchPlan(
         name=os.path.splitext(os.path.basename(args.config))[0],
         description=sweep_processes.first_paragraph(args.config),

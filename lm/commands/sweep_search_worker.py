@@ -11,6 +11,7 @@ from lm.commands.sweep_worker import EXIT_NEW_PROCESS, Pruned, attempt
 from lm.commands.training import Shared
 from lm.errors import ConfigError, LmError
 from lm.storage import join
+from lm.sweep.algebra import Variant
 from lm.sweep.plan import Run, once_each, run_of, with_overrides
 from lm.sweep.search import SearchPlan, Trial, Trials, read_search
 
@@ -56,7 +57,8 @@ class _Worker:
         ledger, is_exhausted = self.trials.ledger, False
         try:
             config_dict = with_overrides(self._plan.base, trial.overrides)
-            run = run_of(trial.name, config_dict, self._plan.base, self._open_dataset)
+            variant = Variant(trial.name, trial.overrides)
+            run = run_of(variant, config_dict, self._plan.base, self._open_dataset)
         except ConfigError as error:  # values that do not go together
             self.trials.finish(trial.number, "failed", failure=str(error))
             return None, False
@@ -65,8 +67,7 @@ class _Worker:
             with ledger.claimed(run.id) as is_mine:
                 if is_mine:
                     result, is_exhausted = self._train(run, trial, interrupts)
-                    about = {"id": run.id, "variant": trial.name, "overrides": trial.overrides, "seed": run.seed}
-                    ledger.record({**about, **result})
+                    ledger.record({**run.about, **result})
                     break
             time.sleep(_POLL_SECONDS)  # another trial has the same config
         result = ledger.result(run.id)

@@ -32,17 +32,12 @@ def work(folder: str, run_ids: list[str]) -> int:
 
     plan, ledger, shared = read_plan(folder), Ledger(folder), Shared()
     runs = {run.id: run for run in plan["runs"]}
-    overrides = {variant["name"]: variant["overrides"] for variant in plan["variants"]}
-
-    def about(run: Run) -> dict[str, Any]:
-        return {"id": run.id, "variant": run.variant, "overrides": overrides[run.variant], "seed": run.seed}
-
     with Interrupts().installed() as interrupts:
         for run, result in sweep_together.attempt(folder, run_ids, plan, ledger, interrupts, shared):
             if result is None:
                 del runs[run.id]
                 continue
-            ledger.record({**about(run), **result})
+            ledger.record({**run.about, **result})
             _tell(run, result, plan, ledger)
         for run in (runs[run_id] for run_id in run_ids if run_id in runs):
             with ledger.claimed(run.id) as is_mine:
@@ -57,7 +52,7 @@ def work(folder: str, run_ids: list[str]) -> int:
                     interrupts=interrupts,
                     shared=shared,
                 )
-                ledger.record({**about(run), **result})
+                ledger.record({**run.about, **result})
                 _tell(run, result, plan, ledger)
                 if is_exhausted:
                     return EXIT_NEW_PROCESS

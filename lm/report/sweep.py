@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.errors import UsageError
 from lm.report import page
 from lm.report import sweep_text as text
 from lm.report import sweep_words as words
@@ -15,6 +16,7 @@ from lm.report.sweep_curves import curves_section
 from lm.storage import join, write_atomic
 from lm.sweep.results import Sweep, flat, read_sweep
 from lm.sweep.statistics import POWER, Judgement
+from lm.sweep.transfer import transfers_of
 from lm.train.console import duration
 
 MOST_ROWS = 12  # of a table that is not folded, but for that of the verdicts
@@ -53,11 +55,23 @@ def sweep_page(sweep: Sweep, judgement: Judgement) -> page.Markup:
         ),
         _table(sweep, judgement),
         _swept(sweep, judgement),
+        _transfers(sweep),
         curves_section(sweep, [row.name for row in text.rows_of(sweep, judgement)]),
         _configs(sweep),
         _failures(sweep),
         _method(sweep, judgement),
     )
+
+
+def _transfers(sweep: Sweep) -> page.Markup | None:
+    """Return what a sweep over widths and learning rates says of the best rate; None: it is over something else."""
+    heading = "Transfer of the learning rate"
+    try:
+        found = transfers_of(sweep)
+    except UsageError as error:  # all runs of one width diverged
+        return page.section(heading, page.paragraph(str(error)))
+    pieces = [page.join([page.paragraph(f"{one.summary}."), page.verbatim(one.table())]) for one in found]
+    return page.section(heading, *pieces) if pieces else None
 
 
 def _subtitle(sweep: Sweep) -> str:

@@ -39,7 +39,7 @@ class Sweep:
 
     What is `match`ed is what all variants get as much of as the config without overrides would: training `tokens`,
     model `flops` or `bytes` of text (by the number of steps, and the warmup in proportion), or `seconds` of training
-    on this machine (each variant's own speed is measured first); `steps` leaves every config as it is. A variant that
+    on this machine at the baseline's speed (each variant's is measured first); `steps` leaves every config as it is. A variant that
     sets `optimizer.num_steps` is left as it is too.
     """
 

@@ -16,7 +16,7 @@ from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.model.flops import train_flops_per_token
 from lm.resolve import fingerprint, resolve, with_vocabulary
 from lm.storage import exists, join, read_object, write_atomic
-from lm.sweep.algebra import Sweep
+from lm.sweep.algebra import Sweep, Variant
 from lm.train.step import program_config
 
 SWEEP = "sweep.json"
@@ -29,11 +29,17 @@ class Run:
 
     id: str  # of its resolved config and its data: 12 hexadecimal digits
     variant: str
+    overrides: Mapping[str, Any]  # the variant's
     seed: int
     group: str  # runs of one group share their compiled programs
     steps: int
     tokens: int  # of training
     config: Mapping[str, Any]  # whole, as plain data, to be resolved where it runs
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result says of its run."""
+        return {"id": self.id, "variant": self.variant, "overrides": dict(self.overrides), "seed": self.seed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ def make_plan(
     for seed in sweep.seeds:
         for variant in sweep.variants:
             config_dict = with_overrides(configs[variant.name], {"seed": seed})
-            run = run_of(variant.name, config_dict, base, opened)
+            run = run_of(variant, config_dict, base, opened)
             if (other := names.setdefault(run.id, variant.name)) != variant.name:
                 raise ConfigError(f'variants "{other}" and "{variant.name}" are the same config.')
             runs.append(run)
@@ -112,12 +118,12 @@ def once_each(open_dataset: Callable[[Config], Dataset]) -> Callable[[Config], D
 
 
 def run_of(
-    variant: str, config_dict: Mapping[str, Any], base: Mapping[str, Any], open_dataset: Callable[[Config], Dataset]
+    variant: Variant, config_dict: Mapping[str, Any], base: Mapping[str, Any], open_dataset: Callable[[Config], Dataset]
 ) -> Run:
     """Return the run of a config.
 
     Args:
-      variant: its name.
+      variant: whose run it is.
       config_dict: the whole config as plain data.
       base: the config that it comes from, which says what devices it runs on.
       open_dataset: prepares and opens the data of a resolved config.
@@ -131,7 +137,8 @@ def run_of(
     steps = config.optimizer.num_steps
     return Run(
         id=_identity(config, dataset),
-        variant=variant,
+        variant=variant.name,
+        overrides=variant.overrides,
         seed=config.seed,
         group=_group(config, base),
         steps=steps,
@@ -141,10 +148,15 @@ def run_of(
 
 
 def calibration_of(sweep: Sweep) -> Sweep:
-    """Return the sweep whose runs measure how fast each variant trains."""
+    """Return the sweep whose runs measure how fast each variant trains that does not say how long it does."""
+    # In the variants, so that no override of the base makes the runs longer.
     short = {"optimizer.num_steps": CALIBRATION_STEPS, "optimizer.warmup_steps": 0, "eval.tokens": 1}
-    base = {name: value for name, value in sweep.base.items() if name not in short} | short
-    return dataclasses.replace(sweep, match="steps", seeds=sweep.seeds[:1], base=base)
+    variants = [
+        Variant(variant.name, {**variant.overrides, **short})
+        for variant in sweep.variants
+        if "optimizer.num_steps" not in variant.overrides or variant.name == sweep.baseline
+    ]
+    return dataclasses.replace(sweep, match="steps", seeds=sweep.seeds[:1], variants=variants)
 
 
 def write_plan(folder: str, plan: Plan) -> None:

@@ -16,18 +16,11 @@ import numpy as np
 
 from lm.errors import DamagedFileError, UsageError
 from lm.storage import exists, join, list_names, read_object
+from lm.sweep.algebra import Variant
 from lm.train.metrics import read_metrics
 
 Status = Literal["done", "failed", "pending"]
 AXES = ("tokens", "flops", "seconds")  # what a curve can be drawn over
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A variant: its name, and the config's fields that it sets, `{"model.activation": "swiglu"}`."""
-
-    name: str
-    overrides: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +128,7 @@ def read_sweep(folder: str) -> Sweep:
     """
     path = join(folder, "sweep.json")
     if not is_sweep(folder):
-        raise UsageError(f'no sweep in "{folder}": it has no sweep.json.')
+        raise UsageError(f'no sweep in "{folder}": it has no sweep.json. Give the --workdir of an `lm sweep`.')
     plan = read_object(path)
     try:
         results_folder = join(folder, "results")

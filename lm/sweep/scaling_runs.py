@@ -1,14 +1,14 @@
 """What a sweep's folder says about scaling: each run's parameters, training tokens and loss."""
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.config import Config, DataConfig
 from lm.errors import ConfigError, DamagedFileError, UsageError
 from lm.fields import build
-from lm.storage import exists, join, list_names, read_object
+from lm.storage import join
+from lm.sweep.results import read_sweep
 from lm.sweep.scaling import Run
 
 METRICS = ("loss", "bits_per_byte")
@@ -69,35 +69,25 @@ def read_runs(folder: str, *, parameters: str, metric: str) -> SweepRuns:
       UsageError: the folder holds no sweep, or runs with different tokenizers are compared by their loss per token.
       DamagedFileError: a file is not what a sweep writes.
     """
-    if not exists(join(folder, "sweep.json")):
-        raise UsageError(f'no sweep in "{folder}": it has no sweep.json. Give the --workdir of an `lm sweep`.')
-    plan = read_object(join(folder, "sweep.json"), "variants", "runs")
-    names = [name for name in list_names(join(folder, "results")) if name.endswith(".json")]
-    by_variant: dict[str, list[Run]] = defaultdict(list)
+    sweep = read_sweep(folder)
+    by_variant: dict[str, list[Run]] = {}
     tokenizers = set()
-    for name in names:
-        path = join(folder, "results", name)
-        result = read_object(path, "variant", "status", "final", "tokens", "num_parameters", "config")
-        if result["status"] != "done" or not result["final"]:
-            continue
-        try:
-            config = build(Config, result["config"], "")
-            loss = float(result["final"][metric])
-        except (ConfigError, KeyError, TypeError) as error:
-            raise DamagedFileError(f'"{path}" is damaged: {error}.') from error
-        tokenizers.add(tokenizer_of(config.data))
-        by_variant[result["variant"]].append(Run(_count(config, result, parameters), result["tokens"], loss))
+    for variant in sweep.variants:
+        for run in (run for run in sweep.runs_of(variant.name) if run.status == "done"):
+            try:
+                config = build(Config, run.result["config"], "")
+                loss, tokens = float(run.result["final"][metric]), int(run.result["tokens"])
+                size = _count(config, run.result, parameters)
+            except (ConfigError, KeyError, TypeError) as error:
+                raise DamagedFileError(f'"{join(folder, "results", run.id)}.json" is damaged: {error}.') from error
+            tokenizers.add(tokenizer_of(config.data))
+            by_variant.setdefault(variant.name, []).append(Run(size, tokens, loss))
     if len(tokenizers) > 1 and metric == "loss":
         raise UsageError(
             f'the runs in "{folder}" have {len(tokenizers)} different tokenizers, so their losses per token do not '
             "compare. Give --metric bits_per_byte."
         )
-    ordered = [variant["name"] for variant in plan["variants"]]
-    return SweepRuns(
-        {name: by_variant[name] for name in ordered if name in by_variant},
-        len(plan["runs"]),
-        min(tokenizers, default=()),
-    )
+    return SweepRuns(by_variant, len(sweep.runs), min(tokenizers, default=()))
 
 
 def _count(config: Config, result: Mapping[str, Any], parameters: str) -> int:

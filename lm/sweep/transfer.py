@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from lm.errors import UsageError
-from lm.storage import exists, join, list_names, read_object
+from lm.sweep.results import Sweep
 
 WIDTH, RATE = "model.d_model", "optimizer.learning_rate"
 
@@ -113,32 +113,25 @@ class Transfer:
         return "\n".join("".join(f"{cell:>10}" for cell in row) for row in rows)
 
 
-def read_transfers(folder: str) -> list[Transfer]:
-    """Return the transfers in a sweep's folder over `model.d_model` and `optimizer.learning_rate`: muP's, standard's.
+def transfers_of(sweep: Sweep) -> list[Transfer]:
+    """Return the transfers in a sweep over `model.d_model` and `optimizer.learning_rate`: muP's, standard's.
 
-    Empty if it is no sweep over both, or has results of one width only. Runs that are still pending are left out, failed
-    ones have diverged. The loss is the sweep's own metric at the last step. What follows the width (heads, d_ff) may vary
-    with it, and `model.mup_base_width` may be set in some runs: those are a transfer of their own.
+    Empty if it is no sweep over both, or as long as it has results of one width only. Runs that are still pending are
+    left out, failed ones have diverged. The loss is the sweep's own metric at the last step. What follows the width
+    (heads, d_ff) may vary with it, and `model.mup_base_width` may be set in some runs: those are a transfer of their own.
 
     Raises:
-      UsageError: no sweep is there, or nothing at one of the widths is finite.
+      UsageError: nothing at one of the widths is finite.
     """
-    path = join(folder, "sweep.json")
-    if not exists(path):
-        raise UsageError(f'"{folder}" holds no sweep (no sweep.json).')
-    sweep = read_object(path)
-    if not {WIDTH, RATE} <= {name for variant in sweep["variants"] for name in variant["overrides"]}:
+    if not {WIDTH, RATE} <= {name for variant in sweep.variants for name in variant.overrides}:
         return []
     runs: dict[str, list[tuple[int, float, float | None]]] = {"muP": [], "standard": []}
-    for name in list_names(join(folder, "results")):
-        if not name.endswith(".json"):
-            continue
-        row = read_object(join(folder, "results", name))
-        model, rate = row["config"]["model"], row["config"]["optimizer"]["learning_rate"]
-        final = row["final"][sweep["metric"]] if row["status"] == "done" else None
+    for run in (run for run in sweep.runs if run.result.get("config")):
+        model, rate = run.result["config"]["model"], run.result["config"]["optimizer"]["learning_rate"]
+        final = run.final(sweep.metric) if run.status == "done" else None
         runs["standard" if model["mup_base_width"] is None else "muP"].append((model["d_model"], rate, final))
     return [
-        Transfer.of_runs(label, of_label, sweep["metric"])
+        Transfer.of_runs(label, of_label, sweep.metric)
         for label, of_label in runs.items()
         if len({width for width, *_ in of_label}) > 1
     ]

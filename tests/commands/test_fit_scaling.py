@@ -34,7 +34,9 @@ def add(folder, variant, width, tokens, *, factor=1.0, seed=0, **changes):
     result |= {"num_parameters": size_of(width)["total"], "config": config_of(width)} | changes
     (folder / "results" / f"{name}.json").write_text(json.dumps(result))
     plan = json.loads((folder / "sweep.json").read_text())
-    plan["variants"] += [] if any(v["name"] == variant for v in plan["variants"]) else [{"name": variant}]
+    plan["variants"] += (
+        [] if any(v["name"] == variant for v in plan["variants"]) else [{"name": variant, "overrides": {}}]
+    )
     plan["runs"].append({"id": name, "variant": variant, "seed": seed})
     (folder / "sweep.json").write_text(json.dumps(plan))
 
@@ -42,7 +44,14 @@ def add(folder, variant, width, tokens, *, factor=1.0, seed=0, **changes):
 @pytest.fixture
 def sweep(tmp_path):
     (tmp_path / "results").mkdir()
-    (tmp_path / "sweep.json").write_text(json.dumps({"name": "sizes", "variants": [], "runs": []}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps(
+            {
+                **{"name": "sizes", "metric": "loss", "match": "tokens", "baseline": f"{WIDTHS[0]}x{TOKENS[0]}"},
+                **{"seeds": [0], "base": {}, "variants": [], "runs": []},
+            }
+        )
+    )
     for number, (width, tokens) in enumerate(itertools.product(WIDTHS, TOKENS)):
         add(tmp_path, f"{width}x{tokens}", width, tokens, factor=1 + 0.002 * math.sin(7 * number))
     return tmp_path
@@ -132,7 +141,7 @@ def test_every_mistake_is_one_clear_line(lm, sweep, tmp_path):
     for result in sorted((sweep / "results").iterdir())[:9]:
         result.unlink()
     assert "at least 8 finished runs" in lm("fit-scaling", sweep).refusal(2)
-    (sweep / "results" / "damaged.json").write_text("{")
+    max((sweep / "results").iterdir()).write_text("{")
     assert "is damaged" in lm("fit-scaling", sweep).refusal(1)
 
 

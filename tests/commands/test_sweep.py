@@ -158,3 +158,18 @@ def test_a_mistake_is_one_line(lm, sweep_file, tmp_path, arguments, words):
 def test_a_dry_run_lists_the_runs_and_makes_nothing(lm, sweep_file, tmp_path):
     done = lm("sweep", "--config", sweep_file(), "--workdir", tmp_path / "x", "--dry-run")
     assert done.code == 0 and done.out.endswith("6 runs, 1 compilation\n") and not (tmp_path / "x").exists()
+
+
+def test_equal_seconds_give_a_slower_variant_fewer_steps(sweep_file, tmp_path):
+    """64 times the feed-forward: slower on any machine."""
+    path = sweep_file('chain(named("plain"), named("slow", {"model.d_ff": 8192}))', "plain", num_steps=30)
+    path.write_text(path.read_text().replace("seeds=seeds(2)", 'seeds=seeds(1), match="seconds"'))
+    folder = tmp_path / "seconds"
+    command = ("sweep", "--config", path, "--workdir", folder, "--config.optimizer.num_steps=60")
+    code, out, _ = finish(start(*command, "--dry-run"))
+    assert code == 0 and out.endswith("2 runs, 2 compilations\n") and not folder.exists()
+    code, _, err = finish(start(*command))
+    assert code == 0, err
+    steps = {row["variant"]: row["steps"] for row in ledger(folder)}
+    assert steps["plain"] == 60 and steps["slow"] < 45, steps
+    assert {row["steps"] for row in ledger(folder / "calibration")} == {40}

@@ -1,5 +1,6 @@
 """The ledger: a result is written once, a run is worked on by one, and what a dead worker held is free at once."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -29,6 +30,21 @@ def test_of_many_that_claim_a_run_at_once_one_gets_it(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(got) == [False] * 7 + [True]
+
+
+def test_a_claim_made_between_anothers_look_and_its_claim_stands(tmp_path, monkeypatch):
+    first, second = Ledger(str(tmp_path)), Ledger(str(tmp_path))
+    looked, claims = ledger_module.list_names, contextlib.ExitStack()
+
+    def look_then_be_overtaken(path):
+        names = looked(path)
+        monkeypatch.setattr(ledger_module, "list_names", looked)
+        assert claims.enter_context(second.claimed("a"))
+        return names
+
+    monkeypatch.setattr(ledger_module, "list_names", look_then_be_overtaken)
+    with claims, first.claimed("a") as is_mine:
+        assert not is_mine
 
 
 def test_a_run_that_was_given_back_can_be_taken_again_and_one_that_is_finished_cannot(tmp_path):

@@ -140,7 +140,9 @@ def test_a_folder_holds_one_sweep_evaluated_in_one_way(tmp_path):
         read_plan(str(tmp_path / "nothing"))
 
 
-def test_speeds_are_measured_with_short_runs_of_one_seed():
-    short = calibration_of(Sweep("a.py", named("x"), "x", match="seconds", base={"eval.tokens": 5}))
+def test_speeds_are_measured_with_short_runs_of_one_seed_whatever_the_base_says():
+    variants = [*named("x"), *sweep("model.num_layers", [2]), *sweep("optimizer.num_steps", [50])]
+    short = calibration_of(Sweep("a.py", variants, "x", match="seconds", base={"optimizer.num_steps": 9}))
     assert short.match == "steps" and len(short.seeds) == 1
-    assert short.base["optimizer.num_steps"] == 40 and short.base["eval.tokens"] == 1
+    assert [variant.name for variant in short.variants] == ["x", "num_layers=2"]
+    assert all(run.steps == 40 for run in make_plan(short, BASE, lambda config: FakeData(), name="t").runs)

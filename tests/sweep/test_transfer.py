@@ -7,7 +7,10 @@ import pytest
 
 from lm.errors import UsageError
 from lm.report.coord_check import draw_transfer
-from lm.sweep.transfer import Transfer, read_transfers
+from lm.report.sweep import sweep_page
+from lm.report.sweep_words import judge_sweep
+from lm.sweep.results import read_sweep
+from lm.sweep.transfer import Transfer, transfers_of
 
 RATES = (0.001, 0.002, 0.004, 0.008)
 
@@ -58,7 +61,9 @@ def test_one_width_has_no_transfer():
 
 
 def write_sweep(folder, runs, overrides, base_width=64) -> None:
-    sweep = {"name": "widths", "metric": "bits_per_byte", "variants": [{"name": "a", "overrides": overrides}]}
+    sweep = {"name": "widths", "metric": "bits_per_byte", "match": "tokens", "baseline": "a", "seeds": [0], "base": {}}
+    sweep |= {"variants": [{"name": "a", "overrides": overrides}]}
+    sweep |= {"runs": [{"id": f"{number:012x}", "variant": "a", "seed": 0} for number in range(len(runs))]}
     (folder / "results").mkdir()
     (folder / "sweep.json").write_text(json.dumps(sweep))
     for number, (width, rate, loss) in enumerate(runs):
@@ -72,7 +77,7 @@ def write_sweep(folder, runs, overrides, base_width=64) -> None:
 def test_a_sweeps_folder_is_read(tmp_path):
     overrides = {"model.d_model": 64, "optimizer.learning_rate": 0.001}
     write_sweep(tmp_path, [*losses({64: 0.004, 128: 0.002}), (64, 0.016, None)], overrides)
-    (transfer,) = read_transfers(str(tmp_path))
+    (transfer,) = transfers_of(read_sweep(str(tmp_path)))
     assert (transfer.label, transfer.metric, transfer.moved) == ("muP", "bits_per_byte", 1)
     assert transfer.losses[64][0.016] is None
 
@@ -80,19 +85,28 @@ def test_a_sweeps_folder_is_read(tmp_path):
 def test_standard_parametrizations_transfer_is_one_of_its_own(tmp_path):
     overrides = {"model.d_model": 64, "optimizer.learning_rate": 0.001}
     write_sweep(tmp_path, losses({64: 0.004, 128: 0.001}), overrides, base_width=None)
-    (transfer,) = read_transfers(str(tmp_path))
+    (transfer,) = transfers_of(read_sweep(str(tmp_path)))
     assert (transfer.label, transfer.moved) == ("standard", 2)
 
 
 @pytest.mark.parametrize("runs", [[], losses({64: 0.002})])
 def test_a_sweep_over_something_else_has_no_transfer(tmp_path, runs):
     write_sweep(tmp_path, runs, {"optimizer.learning_rate": 0.001})
-    assert read_transfers(str(tmp_path)) == []
+    assert transfers_of(read_sweep(str(tmp_path))) == []
 
 
-def test_a_folder_without_a_sweep_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="holds no sweep"):
-        read_transfers(str(tmp_path))
+def page_of(folder) -> str:
+    sweep = read_sweep(str(folder))
+    return sweep_page(sweep, judge_sweep(sweep))
+
+
+def test_the_report_shows_the_transfer(tmp_path):
+    overrides = {"model.d_model": 64, "optimizer.learning_rate": 0.001}
+    write_sweep(tmp_path, losses({64: 0.004, 128: 0.002}), overrides)
+    assert "muP: the best rate moves by 1 grid step from width 64 to 128." in page_of(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_sweep(tmp_path / "other", losses({64: 0.004, 128: 0.002}), {"optimizer.learning_rate": 0.001})
+    assert "Transfer of" not in page_of(tmp_path / "other")
 
 
 def test_the_curves_are_drawn(tmp_path):

@@ -42,6 +42,9 @@ def get_search():
             "optimizer.warmup_steps": Uniform(0, 40, integer=True),
         }},
         base={{
+            "optimizer.name": "adamw",
+            "optimizer.schedule": "cosine",
+            "optimizer.lr_multipliers": (),
             "model.num_layers": 1,
             "model.d_model": 32,
             "model.num_heads": 2,

@@ -2,7 +2,8 @@
 
     lm sweep --config experiments/sweeps/batch_and_lr.py --workdir runs/batch_and_lr
 
-Rates share one compilation, so a column of the grid costs little more than its steps.
+The rate is that of the matrices (Muon's); that of the rest stays. Rates share one compilation, so a column of the grid
+costs little more than its steps.
 """
 
 from lm.sweep.algebra import Sweep, product, seeds, sweep
@@ -13,9 +14,9 @@ def get_sweep():
         config="small.py",
         variants=product(
             sweep("data.batch_size", [4, 8, 16]),
-            sweep("optimizer.learning_rate", [3e-3, 6e-3, 1.2e-2]),
+            sweep("optimizer.learning_rate", [4.5e-3, 9e-3, 1.8e-2]),
         ),
-        baseline="batch_size=8 learning_rate=0.006",
+        baseline="batch_size=8 learning_rate=0.009",
         seeds=seeds(3),
-        base={"optimizer.num_steps": 150},
+        base={"optimizer.num_steps": 120},
     )

@@ -12,9 +12,9 @@ def get_search():
     return Search(
         config="small.py",
         space={
-            "optimizer.learning_rate": Uniform(3e-4, 3e-2, log=True),
-            "optimizer.weight_decay": Uniform(1e-3, 1.0, log=True),
-            "optimizer.b2": Uniform(0.9, 0.999),
+            "optimizer.learning_rate": Uniform(1e-3, 1e-1, log=True),
+            "optimizer.adam_learning_rate": Uniform(1e-3, 1e-1, log=True),
+            "optimizer.decay_fraction": Uniform(0.2, 1.0),
             "optimizer.warmup_steps": Uniform(0, 100, integer=True),
         },
         trials=30,

@@ -7,16 +7,23 @@ saved parameters buy.
 from lm.sweep.algebra import Sweep, chain, named, seeds
 
 
+# A table that is also the head starts and learns at the head's scale, and is multiplied where it is read.
+TIED = {
+    "model.tie_embeddings": True,
+    "model.embedding_std": 0.02,
+    "model.embedding_scale": 11.3,
+    "optimizer.lr_multipliers": (),
+}
+
+
 def get_sweep():
     return Sweep(
         config="small.py",
         variants=chain(
             named("untied"),
-            named("tied", {"model.tie_embeddings": True}),
-            named("tied, wider", {"model.tie_embeddings": True, "model.d_model": 160, "model.num_heads": 5}),
+            named("tied", TIED),
+            named("tied, wider", {**TIED, "model.d_model": 144}),
         ),
         baseline="untied",
-        # A tied table is read and written at once: at the head's scale, and multiplied where it is read.
-        base={"model.embedding_std": 0.02, "model.embedding_scale": 11.3, "model.initializer": "fan_in"},
         seeds=seeds(3),
     )

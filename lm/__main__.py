@@ -19,6 +19,7 @@ VERBS = {  # in the order of use
     "sweep": "train every variant of a config with every seed, and say what the difference is worth",
     "report": "what a sweep says, as one page",
     "fit-scaling": "a scaling law over a sweep's runs: predicted loss of a larger one",
+    "launch": "any verb as a job on cloud TPUs, a GPU cluster or this machine",
     "plan": "memory, communication and step time on hardware that is not here",
     "coord-check": "muP: do activations keep their size as the model gets wider",
     "inspect": "what is in a checkpoint, or a config's parameters and FLOPs",
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Separate `--config.a.b=v` and `--config.a.b v` from the other arguments, wherever they stand.
+    """Separate `--config.a.b=v` and `--config.a.b v` from the other arguments, wherever they stand before a `--`.
 
     Raises:
       UsageError: an override without a value.
@@ -56,6 +57,8 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[tuple[str, st
     queue = list(arguments)
     while queue:
         argument = queue.pop(0)
+        if argument == "--":  # what follows is another verb's
+            return [*rest, argument, *queue], overrides
         if not argument.startswith("--config."):
             rest.append(argument)
             continue

@@ -261,6 +261,27 @@ def upload(folder: str, url: str, last: str) -> None:
         target.put_file(os.path.join(folder, last), join(url, last))
 
 
+def download(url: str, path: str) -> None:
+    """Copy one file from an object store to a local one that is there whole or not at all.
+
+    Raises:
+      FileNotFoundError: the store has no such file.
+      LmError: the store cannot be read, or the file not be written.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with of_store(url, "read"):
+            filesystem(url).get_file(url, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
 class LineLog:
     """An append-only file of lines: one file locally, numbered parts on an object store.
 

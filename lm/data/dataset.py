@@ -113,8 +113,18 @@ def open_data(folder: str, verify: bool = True) -> Dataset:
       UsageError: there is no manifest.
       DamagedFileError: the manifest cannot be read.
     """
-    path = os.path.join(folder, MANIFEST)
-    if not os.path.isdir(folder) or not os.path.exists(path):
+    return Dataset(folder, read_manifest(folder), verify)
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Return the manifest of prepared data, in a local folder or on an object store.
+
+    Raises:
+      UsageError: there is none.
+      DamagedFileError: it cannot be read, or its hash does not fit its content.
+    """
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
         raise UsageError(f'no prepared data in "{folder}" (no {MANIFEST}). Make it with: lm data build.')
     try:
         manifest = json.loads(storage.read_text(path))
@@ -124,7 +134,7 @@ def open_data(folder: str, verify: bool = True) -> Dataset:
             raise DamagedFileError(f'"{path}" was changed: its hash does not fit its content. Build it again.')
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f'"{path}" is damaged: {type(error).__name__}: {error}. Build it again.') from error
-    return Dataset(folder, manifest, verify)
+    return manifest
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:

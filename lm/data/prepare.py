@@ -9,8 +9,9 @@ import time
 from lm import storage
 from lm.config import DataConfig
 from lm.data.build import build_or_keep
-from lm.data.dataset import MANIFEST, VERSION, open_data
+from lm.data.dataset import MANIFEST, TOKENIZER, VERSION, open_data, read_manifest
 from lm.data.document import Progress
+from lm.data.shards import ends_path
 from lm.data.sources import inputs
 from lm.data.sources.files import python_version
 from lm.errors import UsageError
@@ -22,7 +23,8 @@ _STALE_SECONDS = 24 * 3600
 def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Progress | None = None) -> str:
     """Return a folder with the config's data as token shards, building it if the cache has none.
 
-    The source `shards` means `config.path`, a folder that is already built.
+    The source `shards` means `config.path`, a folder that is already built; one on an object store is copied into the
+    cache once.
 
     Args:
       config: the data section.
@@ -35,12 +37,40 @@ def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Prog
     if config.source == "shards":
         if not config.path:
             raise UsageError('config.data.path=None: the source "shards" needs a folder made by lm data build.')
+        if storage.is_remote(config.path):
+            return fetch_shards(config.path, storage.cache_root(cache_root or config.cache), progress)
         return open_data(config.path).folder
     parent = storage.join(storage.cache_root(cache_root or config.cache), "data")
     folder = os.path.join(parent, cache_key(config, progress)[:24])
     if not os.path.exists(os.path.join(folder, MANIFEST)):
         _remove_stale(parent)
         build_or_keep(config, folder, progress=progress)
+    return folder
+
+
+def fetch_shards(url: str, cache: str, progress: Progress | None = None) -> str:
+    """Copy prepared data from an object store into the cache, file by file, and return the local folder.
+
+    The folder is named after the manifest's hash. A file that is there already is not copied again, so a copy that was
+    broken off goes on; the manifest comes last: where it is, all is. Every host does this for itself.
+
+    Raises:
+      UsageError: there is no manifest at the URL.
+      DamagedFileError: it is damaged.
+      LmError: the store cannot be read, or the cache not be written.
+    """
+    manifest = read_manifest(url)
+    folder = os.path.join(cache, "data", f"shards-{manifest['hash'][:24]}")
+    if os.path.exists(os.path.join(folder, MANIFEST)):
+        return folder
+    storage.make_folder(folder)
+    shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
+    names = [TOKENIZER, *shards, *map(ends_path, shards), MANIFEST]
+    for done, name in enumerate(names):
+        if progress:
+            progress("copy shards", done, len(names), "files")
+        if not os.path.exists(os.path.join(folder, name)):
+            storage.download(storage.join(url, name), os.path.join(folder, name))
     return folder
 
 

@@ -1,7 +1,7 @@
 """Topologies as every tool calls them: one table, plain data, no JAX and no cloud's library.
 
 A topology is written `v5p:4x4x4`, `h100:64` or `cpu:8`, and `2*v6e:16x16` for two of them: TPU slices joined by the data
-centre's network, machines with one GPU each, or processes of this machine.
+centre's network, machines that are asked for one by one, or processes of this machine. `here` is what this machine has.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ GPUS: Mapping[str, Gpu] = {
     ),
     "h200": Gpu("NVIDIA H200", "nvidia-h200-141gb", {8: "a3-ultragpu-8g"}, "H200", "h200-141gb-8"),
 }
-CPU = "cpu"
+CPU, HERE = "cpu", "here"  # simulated devices; whatever this machine has
 _PER_HOST = 8  # GPUs, at most
 
 
@@ -120,11 +120,11 @@ class Accelerator:
 
     @property
     def device_kind(self) -> str:
-        return CPU if self.family == CPU else (self.tpu or self.gpu).device_kind
+        return (self.tpu or self.gpu).device_kind if self.tpu or self.gpu else self.family
 
     @property
     def platform(self) -> str:
-        return "tpu" if self.tpu else "gpu" if self.gpu else CPU
+        return "tpu" if self.tpu else "gpu" if self.gpu else CPU  # of `here`: not known before JAX looks
 
     @property
     def devices(self) -> int:
@@ -148,6 +148,8 @@ def parse(name: str) -> Accelerator:
     Raises:
       UsageError: no such family, or not a shape of it.
     """
+    if name == HERE:
+        return Accelerator(name, HERE, "", 1, 1, 1)
     found = re.fullmatch(r"(?:([1-9]\d{0,3})\*)?([a-z0-9]+):(\d+(?:x\d+)*)", name)
     families = (*TPUS, *GPUS, CPU)
     family = found[2] if found else re.split(r"[:*]", name.rpartition("*")[2])[0]

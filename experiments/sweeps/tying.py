@@ -6,7 +6,6 @@ saved parameters buy.
 
 from lm.sweep.algebra import Sweep, chain, named, seeds
 
-
 # A table that is also the head starts and learns at the head's scale, and is multiplied where it is read.
 TIED = {
     "model.tie_embeddings": True,

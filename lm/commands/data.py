@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("--config", required=True, metavar="FILE", help="an experiment; its data section is used")
-    build.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    build.add_argument("--out", required=True, metavar="DIR", help="a new folder, local or gs://, s3://")
     build.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard, about")
     build.add_argument("--json", action="store_true", help="print one JSON object")
     card = actions.add_parser(
@@ -52,17 +52,19 @@ def run(args: argparse.Namespace) -> None:
         return _download(args)
     from lm.data.card import card, card_text
     from lm.data.dataset import open_data
+    from lm.data.prepare import fetch_shards
+    from lm.storage import is_remote
 
     if args.action == "build":
-        _build(args)
-        dataset = open_data(args.out, verify=False)  # just written and hashed
+        dataset = open_data(_build(args), verify=False)  # just written and hashed
     else:
-        dataset = open_data(args.folder, verify=args.verify)
+        folder = fetch_shards(args.folder) if is_remote(args.folder) else args.folder
+        dataset = open_data(folder, verify=args.verify)
     content = card(dataset)
     print(json.dumps(content) if args.json else card_text(content))
 
 
-def _build(args: argparse.Namespace) -> None:
+def _build(args: argparse.Namespace) -> str:
     from lm.commands import common
     from lm.data.build import build
     from lm.errors import UsageError
@@ -71,7 +73,7 @@ def _build(args: argparse.Namespace) -> None:
         raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
     config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
     progress = common.data_progress(common.note)
-    build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)
+    return build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)
 
 
 def _download(args: argparse.Namespace) -> None:

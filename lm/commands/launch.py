@@ -97,12 +97,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _launch(args: argparse.Namespace) -> None:
-    job = _job(args)
-    module, is_here = _module(job.target), job.target == "local"
+    job, problems = _job(args)
+    is_here = job.target == "local"
     root = None if is_here else code.root_of(os.getcwd())
     if root is not None:
         job = dataclasses.replace(job, commit=code.commit(root))
-    if problems := problems_of(job, root, module.render):
+    module = _module(job.target) if job.target in TARGETS else None
+    problems += problems_of(job, root, module and module.render)
+    if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise UsageError(f"not launched; {len(problems)} problem{'s' * (len(problems) > 1)}:{lines}")
     rendering, price = module.render(job), prices.cost(job)
@@ -137,42 +139,38 @@ def _launch(args: argparse.Namespace) -> None:
     launch_records.say_how(job)
 
 
-def _job(args: argparse.Namespace) -> Job:
+def _job(args: argparse.Namespace) -> tuple[Job, list[str]]:
+    """Return the job that the command line describes, and what is wrong with the description."""
     arguments = tuple(args.arguments[args.arguments.index("--") + 1 :])
     if not arguments:
         raise UsageError("after -- comes a verb with its arguments: -- train --config … --workdir …")
-    if args.target is None:
-        raise UsageError(f"--target is needed: one of {', '.join(TARGETS)}.")
-    if args.target not in TARGETS:
-        raise UsageError(
-            f'--target "{args.target}": expected one of {", ".join(TARGETS)}.{did_you_mean(args.target, TARGETS)}'
-        )
-    topology = args.topology or _DEFAULT_TOPOLOGY.get(args.target)
-    if topology is None:
-        raise UsageError("--topology is needed: v5e:4x4, h100:8 …")
-    workdir = args.workdir
+    problems = []
+    target, topology, workdir = args.target or "", args.topology or _DEFAULT_TOPOLOGY.get(args.target), args.workdir
+    if target not in TARGETS:
+        given = f'--target "{target}"' if target else "--target is needed"
+        problems.append(f"{given}: expected one of {', '.join(TARGETS)}.{did_you_mean(target, TARGETS)}")
     for name in ("--workdir", "--out", "--checkpoint"):
         workdir = workdir or option(arguments, name)
     for name, least in (("max_restarts", 0), ("grace_seconds", 1), ("silence_minutes", 0.1)):
         if getattr(args, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {least} or more.")
-    options = _pairs("--option", args.option)
-    accepted = _module(args.target).OPTIONS
-    for name in options:
-        if name not in accepted:
-            raise UsageError(
-                f"--option {name}: {args.target} has no such option.{did_you_mean(name, accepted)} "
-                f"Options: {', '.join(accepted) or 'none'}."
-            )
-    return named(
+            problems.append(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {least} or more.")
+    options = _pairs("--option", args.option, problems)
+    accepted = _module(target).OPTIONS if target in TARGETS else options
+    problems += [
+        f"--option {name}: {target} has no such option.{did_you_mean(name, accepted)} "
+        f"Options: {', '.join(accepted) or 'none'}."
+        for name in options
+        if name not in accepted
+    ]
+    job = named(
         Job(
             arguments=arguments,
-            target=args.target,
-            topology=topology,
+            target=target,
+            topology=topology or "",
             workdir=workdir or "",
             spot=args.spot,
             reservation=args.reservation,
-            environment=_pairs("--env", args.env),
+            environment=_pairs("--env", args.env, problems),
             image=args.image,
             install=args.install,
             max_restarts=args.max_restarts,
@@ -183,15 +181,17 @@ def _job(args: argparse.Namespace) -> Job:
             name=args.name or "",
         )
     )
+    return job, problems
 
 
-def _pairs(flag: str, values: list[str]) -> dict[str, str]:
+def _pairs(flag: str, values: list[str], problems: list[str]) -> dict[str, str]:
     pairs = {}
     for value in values:
         name, equals, text = value.partition("=")
-        if not name or not equals:
-            raise UsageError(f"{flag} {value}: expected NAME=VALUE.")
-        pairs[name] = text
+        if name and equals:
+            pairs[name] = text
+        else:
+            problems.append(f"{flag} {value}: expected NAME=VALUE.")
     return pairs
 
 

@@ -23,13 +23,13 @@ VERBS = ("train", "eval", "sweep", "data", "tokenizer", "generate", "export", "f
 ON_OTHER_MACHINES = ("tpu-vm", "gke", "xpk", "sky")  # targets that share no disk with this one
 
 
-def problems_of(job: Job, root: str | None, render: Callable[[Job], Any]) -> list[str]:
+def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None) -> list[str]:
     """Return everything that is wrong with a job, a line each; nothing is created.
 
     Args:
       job: named.
       root: of the repository that holds the code; None: this target runs the code as it lies here.
-      render: the target's renderer, which knows what it cannot serve.
+      render: the target's renderer, which knows what it cannot serve; None: there is no such target.
     """
     found: list[str] = []
 
@@ -45,7 +45,8 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any]) -> lis
     except LmError as error:
         found.append(str(error))
     else:
-        check(lambda: render(job))
+        if render is not None:
+            check(lambda: render(job))
     check(lambda: _check_workdir(job))
     if root is not None:
         check(lambda: _check_commit(root))

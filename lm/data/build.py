@@ -5,12 +5,13 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 
 from lm import storage
 from lm.config import DataConfig
-from lm.data.dataset import FORMAT, MANIFEST, TOKENIZER, VERSION, manifest_hash
+from lm.data.dataset import FORMAT, MANIFEST, TOKENIZER, VERSION, cached_copy, manifest_hash, read_manifest
 from lm.data.document import Progress
 from lm.data.shards import ShardWriter, token_dtype
 from lm.data.sources import about, acquire, documents
@@ -23,12 +24,12 @@ SHARD_TOKENS = 100_000_000
 
 def build(
     config: DataConfig, folder: str, *, progress: Progress | None = None, shard_tokens: int = SHARD_TOKENS
-) -> None:
-    """Make a prepared folder. It appears whole or not at all.
+) -> str:
+    """Make a prepared folder. It appears whole or not at all. Returns where it is on this machine.
 
     Args:
       config: source, tokenizer and fractions.
-      folder: must not exist, or be empty.
+      folder: must not exist, or be empty; one on an object store is built in the cache first, and stays there.
       progress: called as work goes on.
       shard_tokens: a shard is closed at the first document end at or after so many tokens.
 
@@ -40,15 +41,26 @@ def build(
     """
     if storage.list_names(folder):
         raise UsageError(f'"{folder}" is not empty. Choose a new folder.')
-    build_or_keep(config, folder, progress=progress, shard_tokens=shard_tokens)
+    if not storage.is_remote(folder):
+        build_or_keep(config, folder, progress=progress, shard_tokens=shard_tokens)
+        return folder
+    storage.make_folder(folder)  # a store that cannot be written is found before the work
+    parent = os.path.join(storage.cache_root(config.cache), "data")
+    storage.make_folder(parent)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=parent) as temporary:
+        built = os.path.join(temporary, "data")
+        build_or_keep(config, built, progress=progress, shard_tokens=shard_tokens)
+        storage.upload(built, folder, MANIFEST)
+        kept = cached_copy(read_manifest(built), config.cache)
+        if not os.path.exists(kept):
+            os.rename(built, kept)
+    return kept
 
 
 def build_or_keep(
     config: DataConfig, folder: str, *, progress: Progress | None = None, shard_tokens: int = SHARD_TOKENS
 ) -> None:
     """As `build`; but if another process has made the same folder meanwhile, that one stays."""
-    if storage.is_remote(folder):
-        raise UsageError(f'data is prepared in a local folder, not at "{folder}"; build it here and copy it there.')
     acquire(config, progress)
     with _published(folder) as temporary:
         manifest = _write(config, temporary, progress or (lambda *_: None), shard_tokens)

@@ -137,6 +137,11 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return manifest
 
 
+def cached_copy(manifest: dict[str, Any], cache: str | None) -> str:
+    """Return the local folder for data that lies on an object store: the same for the same data, wherever that is."""
+    return os.path.join(storage.cache_root(cache), "data", f"shards-{manifest['hash'][:24]}")
+
+
 def manifest_hash(manifest: dict[str, Any]) -> str:
     """Return the sha256 of what the manifest says of tokenizer and splits: 64 hexadecimal digits."""
     identity = {

@@ -9,7 +9,7 @@ import time
 from lm import storage
 from lm.config import DataConfig
 from lm.data.build import build_or_keep
-from lm.data.dataset import MANIFEST, TOKENIZER, VERSION, open_data, read_manifest
+from lm.data.dataset import MANIFEST, TOKENIZER, VERSION, cached_copy, open_data, read_manifest
 from lm.data.document import Progress
 from lm.data.shards import ends_path
 from lm.data.sources import inputs
@@ -38,7 +38,7 @@ def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Prog
         if not config.path:
             raise UsageError('config.data.path=None: the source "shards" needs a folder made by lm data build.')
         if storage.is_remote(config.path):
-            return fetch_shards(config.path, storage.cache_root(cache_root or config.cache), progress)
+            return fetch_shards(config.path, cache_root or config.cache, progress)
         return open_data(config.path).folder
     parent = storage.join(storage.cache_root(cache_root or config.cache), "data")
     folder = os.path.join(parent, cache_key(config, progress)[:24])
@@ -48,7 +48,7 @@ def prepare(config: DataConfig, *, cache_root: str | None = None, progress: Prog
     return folder
 
 
-def fetch_shards(url: str, cache: str, progress: Progress | None = None) -> str:
+def fetch_shards(url: str, cache: str | None = None, progress: Progress | None = None) -> str:
     """Copy prepared data from an object store into the cache, file by file, and return the local folder.
 
     The folder is named after the manifest's hash. A file that is there already is not copied again, so a copy that was
@@ -60,7 +60,7 @@ def fetch_shards(url: str, cache: str, progress: Progress | None = None) -> str:
       LmError: the store cannot be read, or the cache not be written.
     """
     manifest = read_manifest(url)
-    folder = os.path.join(cache, "data", f"shards-{manifest['hash'][:24]}")
+    folder = cached_copy(manifest, cache)
     if os.path.exists(os.path.join(folder, MANIFEST)):
         return folder
     storage.make_folder(folder)

@@ -153,6 +153,8 @@ def parse(name: str) -> Accelerator:
     found = re.fullmatch(r"(?:([1-9]\d{0,3})\*)?([a-z0-9]+):(\d+(?:x\d+)*)", name)
     families = (*TPUS, *GPUS, CPU)
     family = found[2] if found else re.split(r"[:*]", name.rpartition("*")[2])[0]
+    if not name:
+        raise UsageError("--topology is needed: a family and its shape, like v5e:4x4, v5p:4x4x4 or h100:64.")
     if family not in families:
         raise UsageError(
             f'--topology "{name}": expected a family and its shape, like v5e:4x4, v5p:4x4x4, h100:64 or '

@@ -112,6 +112,23 @@ def get_sweep():
 """
 
 
+def test_shards_that_are_built_on_the_store_train_as_those_on_a_disk(config, store, tmp_path):
+    env, client = store
+    final = []
+    for out in (str(tmp_path / "shards"), "s3://bucket/shards"):
+        assert lm(env, "data", "build", f"--config={config}", "--out", out)[0] == 0
+        shards = ("--config.data.source=shards", f"--config.data.path={out}")
+        workdir = str(tmp_path / f"run{len(final)}")
+        final.append(
+            result(env, "train", f"--config={config}", f"--workdir={workdir}", "--json", *shards)["train_loss"]
+        )
+    assert final[0] == final[1]
+    # What the store holds is the cache's now: a second run copies nothing.
+    client.delete_object(Bucket="bucket", Key="shards/tokenizer.tiktoken")
+    again = (f"--config={config}", f"--workdir={tmp_path / 'again'}", "--json", *shards)
+    assert result(env, "train", *again)["train_loss"] == final[0]
+
+
 def test_two_workers_share_a_sweep_on_the_store_and_it_gives_what_it_gives_on_a_disk(config, store, tmp_path):
     env, client = store
     (tmp_path / "rates.py").write_text(SWEEP.format(str(config)))

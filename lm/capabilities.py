@@ -84,6 +84,7 @@ PEAK_FLOPS: Mapping[str, Mapping[str, float]] = {
     "TPU v5p": {"bfloat16": 459e12, "int8": 918e12},
     "TPU v6 lite": {"bfloat16": 918e12, "int8": 1836e12},
     "TPU7x": {"bfloat16": 2307e12 / 2, "float8": 4614e12 / 2},
+    "NVIDIA L4": {"bfloat16": 121e12, "float16": 121e12, "float8": 242e12, "int8": 242e12},
     "NVIDIA A100": {"bfloat16": 312e12, "float16": 312e12, "int8": 624e12},
     "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float16": 989e12, "float8": 1979e12, "int8": 1979e12},
     "NVIDIA H200": {"bfloat16": 989e12, "float16": 989e12, "float8": 1979e12, "int8": 1979e12},
@@ -100,6 +101,8 @@ MEMORY_BYTES: Mapping[str, int] = {
     "TPU v5": int(95.74 * 2**30),
     "TPU v6 lite": int(31.25 * 2**30),
     "TPU7x": int(94.75 * 2**30),
+    "NVIDIA L4": int(0.75 * 22.5 * 2**30),
+    "NVIDIA A100-SXM4-80GB": int(0.75 * 79.2 * 2**30),
     "NVIDIA H100 80GB HBM3": int(0.75 * 79.6 * 2**30),
     "NVIDIA H200": int(0.75 * 141 * 2**30),
 }

@@ -18,5 +18,5 @@ def get_sweep():
         ),
         baseline="batch_size=8 learning_rate=0.009",
         seeds=seeds(3),
-        base={"optimizer.num_steps": 120},
+        base={"optimizer.num_steps": 100},
     )

@@ -11,6 +11,6 @@ def get_sweep():
         config="small.py",
         variants=sweep("model.initializer", ["gpt2", "normal", "fan_in", "zero_out", "xavier", "kaiming_in"]),
         baseline="gpt2",
-        base={"model.embedding_std": 0.02},
+        base={"model.embedding_std": 0.02, "optimizer.num_steps": 150},
         seeds=seeds(3),
     )

@@ -19,5 +19,6 @@ def get_sweep():
             product(named("muon"), sweep("optimizer.learning_rate", [4.5e-3, 9e-3, 1.8e-2])),
         ),
         baseline="adamw learning_rate=0.006",
+        base={"optimizer.num_steps": 150},
         seeds=seeds(3),
     )

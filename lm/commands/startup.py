@@ -30,8 +30,8 @@ def setup_jax(config_cache: str | None = None, cpu_devices: int = 1, xla_flags: 
 
     if cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
-    folder = join(cache_root(config_cache), "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # which a job sets to a folder on its store
+        jax.config.update("jax_compilation_cache_dir", join(cache_root(config_cache), "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return jax

@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from lm.errors import LmError, Preempted
-from lm.launch.accelerators import CPU
+from lm.errors import LmError, Preempted, UsageError
+from lm.launch.accelerators import CPU, HERE
 from lm.launch.job import Job
 from lm.launch.render import Command, Rendering, environment_of, worker_command
 from lm.launch.worker import HOST
@@ -23,7 +23,13 @@ _STEADY_SECONDS = 600.0  # after which an attempt was no quick failure
 
 
 def render(job: Job) -> Rendering:
-    """Return what `run` does, as commands."""
+    """Return what `run` does, as commands.
+
+    Raises:
+      UsageError: the topology is other hardware.
+    """
+    if job.accelerator.family not in (CPU, HERE):
+        raise UsageError(f"--topology {job.topology}: this machine is here, or cpu:N with N simulated devices.")
     commands = [
         Command(
             f"process {number}",
@@ -35,8 +41,8 @@ def render(job: Job) -> Rendering:
     return Rendering(
         files={},
         submit=tuple(commands),
-        watch=(Command("the log", ("lm", "launch", "logs", job.workdir, "--follow")),),
-        stop=(Command("stop", ("lm", "launch", "stop", job.workdir)),),
+        watch=(Command("the log", ("lm", "launch", "logs", job.workdir, "--name", job.name, "--follow")),),
+        stop=(Command("stop", ("lm", "launch", "stop", job.workdir, "--name", job.name)),),
         notes=("in the foreground; started again after a preemption or a crash that left progress",),
     )
 

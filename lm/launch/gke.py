@@ -54,7 +54,8 @@ def render(job: Job) -> Rendering:
             Command("its state and restarts", ("kubectl", "get", "jobset", job.name, *inside)),
             Command("its pods", ("kubectl", "get", "pods", "-o", "wide", "-l", pods, *inside)),
             Command("the first host's log", ("kubectl", "logs", "-f", "--tail=100", "-l", first, *inside)),
-            Command("why it waits or failed", ("kubectl", "describe", "jobset", job.name, *inside)),
+            Command("why the first host waits", ("kubectl", "describe", "pods", "-l", first, *inside)),
+            Command("why all were restarted, or failed", ("kubectl", "describe", "jobset", job.name, *inside)),
         ),
         stop=(
             Command(
@@ -101,9 +102,7 @@ def jobset(job: Job) -> dict[str, Any]:
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": _without_empty(
-            name=job.name, namespace=_namespace(job), labels=labels, annotations=annotations
-        ),
+        "metadata": _without_empty(name=job.name, namespace=_namespace(job), labels=labels, annotations=annotations),
         "spec": {
             **_without_empty(failurePolicy=all_ends),
             "ttlSecondsAfterFinished": _KEPT_SECONDS,
@@ -284,14 +283,14 @@ def _first_lines(job: Job) -> list[str]:
 def _notes(job: Job) -> list[str]:
     accelerator = job.accelerator
     slices, hosts = _shape(job)
-    capacity = " of spot capacity" if job.spot else ""
-    capacity += f" of the reservation {job.reservation}" if job.reservation else ""
+    capacity = ", spot" if job.spot else ""
+    capacity += f", from the reservation {job.reservation}" if job.reservation else ""
     if accelerator.tpu:
         pools = accelerator.copies if accelerator.hosts > 1 else 1
         nodes = accelerator.hosts if accelerator.hosts > 1 else accelerator.copies
         needs = f"{pools} node pool{'s' * (pools > 1)} of {nodes} x {accelerator.machine}, topology {accelerator.shape}"
     else:
-        needs = f"{hosts} x {accelerator.machine} with gpu-driver-version=latest (CUDA 13)"
+        needs = f"{hosts} x {accelerator.machine} (gpu-driver-version=latest, for CUDA 13)"
     notes = [f"the cluster needs JobSet and {needs}{capacity}"]
     if job.is_sweep:
         notes.append("each worker is started again alone; that needs Kubernetes 1.29 or newer (backoffLimitPerIndex)")
@@ -301,7 +300,9 @@ def _notes(job: Job) -> list[str]:
             "system configuration has a longer graceful shutdown (up to 120 s from GKE 1.35)"
         )
     if slices > 1:
-        notes.append("the pods use their hosts' network, so the nodes' service account must be able to write to the bucket")
+        notes.append(
+            "the pods use their hosts' network, so the nodes' service account must be able to write to the bucket"
+        )
     if accelerator.gpu and hosts > 1 and _is_gang(job):
         notes.append("between the nodes NCCL uses plain TCP; for GPUDirect use a cluster made by xpk and --target xpk")
     if "queue" in job.options:

@@ -38,7 +38,8 @@ def render(job: Job) -> Rendering:
     return Rendering(
         files={},
         submit=tuple(
-            Command(f"create workload {name}", _create(job, name, environment, where)) for name, environment in workloads
+            Command(f"create workload {name}", _create(job, name, environment, where))
+            for name, environment in workloads
         ),
         watch=(
             Command("its state", ("xpk", "workload", "list", *where, f"--filter-by-job={job.name}")),
@@ -126,7 +127,7 @@ def _first_lines(job: Job) -> list[str]:
 
 
 def _notes(job: Job) -> list[str]:
-    notes = ["xpk checks no liveness, and passes SIGTERM on up to 5 s late; --target gke does both better"]
+    notes = ["unlike gke, xpk has no liveness probe and passes SIGTERM on up to 5 s late"]
     if job.spot or job.reservation:
         notes.append("xpk itself asks for spot or reserved nodes only where the cluster has node auto-provisioning")
     if job.spot:

@@ -46,7 +46,10 @@ VARIANTS: Mapping[str, Mapping[str, Mapping]] = {
             "max_restarts": 7,
         },
         "image": {"image": "europe-docker.pkg.dev/a-project/lm/lm:1", "topology": "v5e:2x2"},
-        "image-and-install": {"image": "europe-docker.pkg.dev/a-project/lm/base:1", "install": "pip install --no-deps ."},
+        "image-and-install": {
+            "image": "europe-docker.pkg.dev/a-project/lm/base:1",
+            "install": "pip install --no-deps .",
+        },
         "several-gpu-machines": {"topology": "4*l4:1"},
     },
     "xpk": {"image": {"image": "europe-docker.pkg.dev/a-project/lm/lm:1"}},
@@ -72,7 +75,11 @@ def cases() -> Iterator[tuple[str, str, Job]]:
     for target in TARGETS:
         for topology in TOPOLOGIES:
             for verb in VERBS:
-                yield target, f"{topology.replace('*', 'x').replace(':', '-')}-{verb}", named(job_of(target, topology, verb))
+                yield (
+                    target,
+                    f"{topology.replace('*', 'x').replace(':', '-')}-{verb}",
+                    named(job_of(target, topology, verb)),
+                )
         for name, changes in VARIANTS.get(target, {}).items():
             changes = {**changes, "options": {**TARGETS[target], **changes.get("options", {})}}
             yield target, name, named(dataclasses.replace(job_of(target, "v5e:4x4", "train"), **changes))

@@ -71,40 +71,18 @@ def jobset(job: Job) -> dict[str, Any]:
     """Return the JobSet as Kubernetes' JSON."""
     accelerator = job.accelerator
     slices, hosts = _shape(job)
-    gang = _is_gang(job)
     annotations = {"lm/command": " ".join(("lm", *job.arguments)), "lm/commit": job.commit}
-    if gang and accelerator.tpu and hosts > 1:
+    if _is_gang(job) and accelerator.tpu and hosts > 1:
         # A Job has a slice of several hosts, which is a node pool, for itself.
         annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
     labels = {"kueue.x-k8s.io/queue-name": job.options["queue"]} if "queue" in job.options else {}
-    wrong = {"containerName": _CONTAINER, "operator": "In", "values": _WRONG}
-    if gang:
-        ends = {
-            "backoffLimit": 0,
-            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": wrong}]},
-        }
-        all_ends = {
-            "maxRestarts": job.max_restarts,
-            "rules": [{"name": "wrong", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
-        }
-    else:
-        lost = [{"type": "DisruptionTarget", "status": "True"}]
-        ends = {
-            "backoffLimitPerIndex": job.max_restarts,
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "FailIndex", "onExitCodes": wrong},
-                    {"action": "Ignore", "onPodConditions": lost},  # a node that was taken away is no failure
-                ]
-            },
-        }
-        all_ends = {}
+    of_job, of_all = _ends(job)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": _without_empty(name=job.name, namespace=_namespace(job), labels=labels, annotations=annotations),
         "spec": {
-            **_without_empty(failurePolicy=all_ends),
+            **_without_empty(failurePolicy=of_all),
             "ttlSecondsAfterFinished": _KEPT_SECONDS,
             "replicatedJobs": [
                 {
@@ -115,7 +93,7 @@ def jobset(job: Job) -> dict[str, Any]:
                             "parallelism": hosts,
                             "completions": hosts,
                             "completionMode": "Indexed",
-                            **ends,
+                            **of_job,
                             "template": _pod(job),
                         }
                     },
@@ -123,6 +101,21 @@ def jobset(job: Job) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _ends(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a pod's end does to its Job, and what that does to the JobSet."""
+    wrong = {"containerName": _CONTAINER, "operator": "In", "values": _WRONG}
+    if _is_gang(job):
+        of_job = {"backoffLimit": 0, "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": wrong}]}}
+        rule = {"name": "wrong", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        return of_job, {"maxRestarts": job.max_restarts, "rules": [rule]}
+    lost = [{"type": "DisruptionTarget", "status": "True"}]
+    rules = [
+        {"action": "FailIndex", "onExitCodes": wrong},
+        {"action": "Ignore", "onPodConditions": lost},  # a node that was taken away does not count
+    ]
+    return {"backoffLimitPerIndex": job.max_restarts, "podFailurePolicy": {"rules": rules}}, {}
 
 
 def kueue(job: Job) -> tuple[dict[str, Any], ...]:
@@ -206,6 +199,7 @@ def _pod(job: Job) -> dict[str, Any]:
         spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         tolerations.append(spot)
     return {
+        # To the autoscaler a node whose devices are all in use may look idle.
         "metadata": {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
         "spec": {
             **_without_empty(serviceAccountName=job.options.get("service-account")),

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -143,6 +144,24 @@ def test_hosts_that_train_together_start_again_together_unless_that_would_not_he
     assert {1, 2} <= set(rule["onExitCodes"]["values"]) and 42 not in rule["onExitCodes"]["values"]
     (rule,) = policy["rules"]
     assert rule["action"] == "FailJobSet" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+
+
+def test_a_pod_counts_as_hung_once_its_liveness_file_is_old_and_not_before_there_is_one(tmp_path):
+    one = pod_of(gke.jobset(job()))["containers"][0]
+    variables = {variable["name"]: variable.get("value") for variable in one["env"]}
+
+    def succeeds(probe: str) -> bool:
+        argv = [
+            part.replace(variables["LM_LIVENESS_FILE"], str(tmp_path / "alive"))
+            for part in one[probe]["exec"]["command"]
+        ]
+        return subprocess.run(argv, capture_output=True, timeout=30).returncode == 0
+
+    assert not succeeds("startupProbe")
+    (tmp_path / "alive").touch()
+    assert succeeds("startupProbe") and succeeds("livenessProbe")
+    os.utime(tmp_path / "alive", (time.time() - 400, time.time() - 400))
+    assert succeeds("startupProbe") and not succeeds("livenessProbe")
 
 
 def test_gpu_nodes_find_each_other_at_the_first_pods_name():

@@ -218,6 +218,23 @@ def write_atomic(path: str, data: bytes | str) -> None:
         raise LmError(f'cannot write "{path}": {error.strerror or error}.') from error
 
 
+def remove(path: str) -> None:
+    """Remove a file; one that is not there is fine.
+
+    Raises:
+      LmError: it cannot be removed.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not is_remote(path):
+                os.remove(path)
+                return
+            with of_store(path, "remove"):
+                filesystem(path).rm_file(path)
+    except OSError as error:
+        raise LmError(f'cannot remove "{path}": {error.strerror or error}.') from error
+
+
 def create(path: str, data: bytes | str) -> bool:
     """Write a whole file unless there is one, as one step: of several that try, one gets True.
 

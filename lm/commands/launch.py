@@ -18,9 +18,9 @@ from lm.commands.launch_checks import problems_of
 from lm.errors import LmError, UsageError, did_you_mean
 from lm.launch import code, prices
 from lm.launch.job import TARGETS, Job, named, option
-from lm.launch.records import DONE, RUNNING, Records, open_folder
+from lm.launch.records import DONE, ENDED, FAILED, LOST, RESTART, RUNNING, STOPPED, WAITING, Records, open_folder
 from lm.launch.render import CODE, Command, Rendering
-from lm.storage import join, write_atomic
+from lm.storage import join, read_bytes, write_atomic
 
 HELP = "Run any verb as a job on cloud TPUs, a GPU cluster or this machine: checked first, restarted when preempted."
 ACTIONS = ("status", "logs", "stop", "list", "worker")
@@ -114,29 +114,84 @@ def _launch(args: argparse.Namespace) -> None:
     common.note(f"job {job.name}: {price or 'hardware of your own'}")
     store = Records(job.folder)
     open_folder(job.folder)
-    if not store.claim(job):
-        known = store.job()
-        state = store.state(known)
-        common.note(f"this job exists: {state.state}{f' ({state.reason})' if state.reason else ''}")
-        if state.state in (DONE, RUNNING) and job.target != "tpu-vm":
-            launch_records.say_how(job)
-            return
-        write_atomic(join(job.folder, "job.json"), job.to_json())
-    code_size = _store_files(job, rendering, root)
-    if code_size:
-        common.note(f"code at {job.commit[:12]}: {code_size / 1e6:.1f} MB, in {job.folder}")
+    if not store.claim(job) and not _goes_on(job, store, rendering):
+        launch_records.say_how(job)
+        return
+    _store_files(job, rendering, root)
     if is_here:
         from lm.launch import local
 
-        store.submit(target="local", pid=os.getpid())
+        store.submit(target=job.target)
         sys.exit(local.run(job, common.note))
-    with _files_of(job, rendering, root) as folder:
+    with _files_of(job, rendering) as folder:
         if job.target == "tpu-vm":
-            _drive_tpu_vm(job, rendering, folder, store)
+            _drive_tpu_vm(job, folder, store)
         else:
-            outputs = [_run(command, folder).strip() for command in rendering.submit]
-            store.submit(target=job.target, commands=[str(c) for c in rendering.submit], outputs=outputs)
+            _submit(job, rendering, folder, store)
     launch_records.say_how(job)
+
+
+def _goes_on(job: Job, store: Records, rendering: Rendering) -> bool:
+    """Return whether a job that exists has something left to do for this command, and say what it is."""
+    state = store.state(store.job())
+    common.note(f"this job exists: {state.state}{f' ({state.reason})' if state.reason else ''}")
+    if state.state == DONE:
+        return False
+    if state.state in ENDED:  # failed or stopped: once more, from its last checkpoint
+        for command in () if job.target in ("local", "tpu-vm") else rendering.stop:
+            _run_quietly(command, ".")  # what ended may still be in the way, or gone already
+    elif state.submissions and job.target not in ("local", "tpu-vm"):
+        common.note(f"{job.target} has it; `lm launch stop {job.workdir}` first to submit it anew")
+        return False
+    elif state.state == RUNNING and job.target == "local":
+        return False
+    write_atomic(join(job.folder, "job.json"), job.to_json())
+    return True
+
+
+def _submit(job: Job, rendering: Rendering, folder: str, store: Records) -> None:
+    """Give a job to its target's own tool."""
+    # Before the tool: a host may begin before it returns.
+    number = store.submit(target=job.target, commands=[str(command) for command in rendering.submit])
+    try:
+        for command in rendering.submit:
+            common.note(f"{command.what}: {command}")
+            done = _run_quietly(command, folder)
+            sys.stderr.write(done.stdout + done.stderr)
+            if done.returncode:
+                last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
+                raise LmError(f"{command.argv[0]} ended with exit code {done.returncode}: {last}")
+    except BaseException:
+        store.withdraw(number)
+        raise
+
+
+def _drive_tpu_vm(job: Job, folder: str, store: Records) -> None:
+    """Stay with a job on TPU VMs until it has ended and everything is given back."""
+    from lm.launch import tpu_vm_driver
+
+    if store.state(job).state in (*ENDED, WAITING):
+        store.submit(target=job.target)
+
+    def run(command: Command) -> tpu_vm_driver.Completed:
+        done = _run_quietly(command, folder)
+        return tpu_vm_driver.Completed(done.returncode, done.stdout, done.stderr)
+
+    def state() -> tpu_vm_driver.JobState:
+        now = store.state(job)
+        status = {WAITING: "unknown", RESTART: "restartable", LOST: "restartable"}.get(now.state, now.state)
+        return tpu_vm_driver.JobState(
+            status,
+            now.reason,
+            now.silent_seconds,
+            lost=tuple(host.host for host in now.hosts if host.is_lost or host.state == RESTART),
+            finished=tuple(host.host for host in now.hosts if host.state in (DONE, STOPPED)),
+        )
+
+    end = tpu_vm_driver.drive(job, run=run, state=state, note=common.note)
+    if end.status == FAILED:
+        raise LmError(f"{job.name} failed: {end.reason}")
+    common.note(f"{job.name}: {end.status}{f' ({end.reason})' if end.reason else ''}")
 
 
 def _job(args: argparse.Namespace) -> tuple[Job, list[str]]:
@@ -225,44 +280,27 @@ def _show(job: Job, rendering: Rendering, price: prices.Cost | None, as_json: bo
             print(f"# {command.what}\n{command}")
 
 
-def _store_files(job: Job, rendering: Rendering, root: str | None) -> int:
-    """Put code and rendered files beside the job's records; return the code's bytes."""
+def _store_files(job: Job, rendering: Rendering, root: str | None) -> None:
+    """Put code and rendered files beside the job's records."""
     for name, content in rendering.files.items():
         write_atomic(join(job.folder, name), content)
-    if root is None:
-        return 0
-    packed = code.archive(root, job.commit)
-    write_atomic(join(job.folder, CODE), packed)
-    return len(packed)
+    if root is not None:
+        packed = code.archive(root, job.commit)
+        write_atomic(join(job.folder, CODE), packed)
+        common.note(f"code at {job.commit[:12]}: {len(packed) / 1e6:.1f} MB, in {job.folder}")
 
 
 @contextlib.contextmanager
-def _files_of(job: Job, rendering: Rendering, root: str | None) -> Iterator[str]:
+def _files_of(job: Job, rendering: Rendering) -> Iterator[str]:
     """A local folder with the rendering's files and the code, for the commands."""
     with tempfile.TemporaryDirectory(prefix="lm-launch-") as folder:
         for name, content in rendering.files.items():
             write_atomic(os.path.join(folder, name), content)
-        if root is not None:
-            write_atomic(os.path.join(folder, CODE), code.archive(root, job.commit))
+        write_atomic(os.path.join(folder, CODE), read_bytes(join(job.folder, CODE)))
         yield folder
 
 
-def _run(command: Command, folder: str) -> str:
-    """Run a command, its output shown; return what it printed.
-
-    Raises:
-      LmError: it is not installed, or failed.
-    """
-    common.note(f"{command.what}: {command}")
-    done = run_quietly(command, folder)
-    sys.stderr.write(done.stdout + done.stderr)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
-        raise LmError(f"{command.argv[0]} ended with exit code {done.returncode}: {last}")
-    return done.stdout
-
-
-def run_quietly(command: Command, folder: str) -> subprocess.CompletedProcess:
+def _run_quietly(command: Command, folder: str) -> subprocess.CompletedProcess:
     """Run a command in a folder and return how it ended.
 
     Raises:
@@ -273,7 +311,3 @@ def run_quietly(command: Command, folder: str) -> subprocess.CompletedProcess:
         return subprocess.run(command.argv, cwd=folder, input=given, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise LmError(f"{command.argv[0]} is not installed here; launch/*.md says how to get it.") from error
-
-
-def _drive_tpu_vm(job: Job, rendering: Rendering, folder: str, store: Records) -> None:
-    raise NotImplementedError

@@ -19,7 +19,7 @@ from typing import Any
 from lm.errors import UsageError
 from lm.launch.job import Job
 from lm.launch.policy import Attempt
-from lm.storage import LineLog, create, exists, is_remote, join, list_names, read_object, write_atomic
+from lm.storage import LineLog, create, exists, is_remote, join, list_names, read_object, remove, write_atomic
 
 RUNNING, DONE, FAILED, STOPPED, RESTART = "running", "done", "failed", "stopped", "restart"
 LOST, WAITING = "lost", "waiting"
@@ -102,6 +102,10 @@ class Records:
         while not create(join(self.folder, "submitted", f"{number}.json"), json.dumps({"time": time.time(), **what})):
             number += 1
         return number
+
+    def withdraw(self, number: int) -> None:
+        """Forget a submission that the target did not take."""
+        remove(join(self.folder, "submitted", f"{number}.json"))
 
     def submissions(self) -> int:
         return max((int(name.split(".")[0]) for name in list_names(join(self.folder, "submitted"))), default=0)

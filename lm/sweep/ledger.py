@@ -21,17 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.errors import LmError
-from lm.storage import (
-    create,
-    filesystem,
-    is_remote,
-    join,
-    list_names,
-    make_folder,
-    of_store,
-    read_object,
-    write_atomic,
-)
+from lm.storage import create, join, list_names, make_folder, read_object, remove, write_atomic
 
 LEASE_SECONDS = 120.0  # renewed every third of it; longer than clocks of different hosts differ
 
@@ -65,12 +55,7 @@ class Ledger:
 
     def forget(self, run_id: str) -> None:
         """Remove a run's result, so that it runs again."""
-        path = join(self._results, f"{run_id}.json")
-        if is_remote(path):
-            with of_store(path, "remove"):
-                filesystem(path).rm_file(path)
-        else:
-            os.remove(path)
+        remove(join(self._results, f"{run_id}.json"))
 
     def derive(self, order: Sequence[str]) -> None:
         """Write `ledger.jsonl`: the results there are, in the order of the plan's ids."""

@@ -21,20 +21,20 @@ import sys
 import time
 
 CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
-POLL = 0.1
+POLL = 0.2
 
 
 # Hosts.
 
 
-def boot(host: str, argv: list[str], **variables: str) -> subprocess.Popen:
-    """Start a process on a host; what it prints goes to a file there."""
+def boot(host: str, argv: list[str], at: str | None = None, **variables: str) -> subprocess.Popen:
+    """Start a process on a host, in its home directory or `at` another; what it prints goes to a file there."""
     folder = CLOUD / "hosts" / host
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "console.log").open("ab") as console:
         return subprocess.Popen(
             argv,
-            cwd=folder,
+            cwd=at or folder,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -396,6 +396,7 @@ def srun(argv: list[str]) -> None:
         boot(
             f"node.{job}.{number}",
             command,
+            at=os.getcwd(),
             SLURM_PROCID=str(number),
             **(together(number, count, port) if count > 1 else {}),
         )

@@ -9,8 +9,8 @@ from lm.sweep.algebra import Sweep, seeds, sweep
 def get_sweep():
     return Sweep(
         config="small.py",
-        variants=sweep("model.initializer", ["gpt2", "normal", "fan_in", "zero_out", "xavier", "kaiming_in"]),
+        variants=sweep("model.initializer", ["gpt2", "normal", "fan_in", "zero_out", "kaiming_in"]),
         baseline="gpt2",
-        base={"model.embedding_std": 0.02, "optimizer.num_steps": 150},
+        base={"model.embedding_std": 0.02},
         seeds=seeds(3),
     )

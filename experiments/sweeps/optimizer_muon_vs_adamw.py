@@ -15,10 +15,9 @@ def get_sweep():
     return Sweep(
         config="small.py",
         variants=chain(
-            product(named("adamw", ADAMW), sweep("optimizer.learning_rate", [3e-3, 6e-3, 1.2e-2])),
+            product(named("adamw", ADAMW), sweep("optimizer.learning_rate", [3e-3, 6e-3])),
             product(named("muon"), sweep("optimizer.learning_rate", [4.5e-3, 9e-3, 1.8e-2])),
         ),
         baseline="adamw learning_rate=0.006",
-        base={"optimizer.num_steps": 150},
         seeds=seeds(3),
     )

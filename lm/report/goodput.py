@@ -26,8 +26,8 @@ _PARTS = (
     ("compile", "compilation", "var(--series-3)", "of the step"),
     ("data_wait", "data wait", "var(--series-1)", "the loop had no next batch"),
     ("evaluation", "evaluation, samples", "var(--series-4)", "with their compilation"),
-    ("save", "saving", "var(--ink)", "the loop was held up; at the end, the last files"),
-    ("idle", "idle", "var(--rule)", "from an attempt's last sign of life to the next one's start"),
+    ("save", "saving", "var(--quiet)", "the loop was held up; at the end, the last files"),
+    ("idle", "idle", "var(--rule)", "from the last sign of life to the next attempt's start"),
 )
 
 
@@ -122,21 +122,18 @@ def breakdown(records: Sequence[Mapping[str, Any]]) -> Breakdown | None:
 def section(found: Breakdown) -> page.Markup:
     """Return the section of a run's page."""
     parts = [part for part in _PARTS if found.seconds[part[0]] > 0]
-    bar = page.bar(
-        [(name, found.seconds[key] / found.wall, color) for key, name, color, _ in parts if found.wall],
-        "The wall time, divided.",
-    )
+    bar = page.bar([(name, found.seconds[key] / found.wall, color) for key, name, color, _ in parts])
     rows = [
         [page.keyed(name, color), _time(found.seconds[key]), f"{found.seconds[key] / found.wall:.1%}", about]
         for key, name, color, about in parts
     ]
     count = len(found.attempts)
-    over = f"over {count} attempts" if count > 1 else "in one attempt"
+    over = f"in {count} attempts" if count > 1 else "in one attempt"
     return page.section(
         "Where the time went",
         page.paragraph(
-            f"Goodput {found.goodput:.1%}: {_time(found.seconds['kept'])} of {_time(found.wall)} {over} went into steps "
-            "whose work was kept."
+            f"Goodput {found.goodput:.1%}: {_time(found.seconds['kept'])} of {_time(found.wall)} {over} were steps whose "
+            "work was kept."
         ),
         bar,
         page.table(["", "time", "share", ""], rows, numeric=(1, 2)),
@@ -146,8 +143,9 @@ def section(found: Breakdown) -> page.Markup:
 
 def _attempts(attempts: Sequence[Attempt]) -> page.Markup:
     longest = max(attempt.end - attempt.start for attempt in attempts)
+    numbered = list(enumerate(attempts, 1))[-MOST_ATTEMPTS:]
     rows = []
-    for number, attempt in list(enumerate(attempts, 1))[-MOST_ATTEMPTS:]:
+    for number, attempt in numbered:
         parts = attempt.seconds | {"kept": attempt.seconds["step"] - attempt.lost, "lost": attempt.lost}
         shown = [(name, parts.get(key, 0.0) / longest, color) for key, name, color, _ in _PARTS if longest]
         rows.append(
@@ -157,22 +155,18 @@ def _attempts(attempts: Sequence[Attempt]) -> page.Markup:
                 _time(attempt.end - attempt.start),
                 "-" if attempt.first is None else f"{attempt.first:,} to {attempt.last:,}",
                 f"{attempt.lost_steps:,}" if attempt.lost_steps else "",
-                page.bar(shown, f"Attempt {number}, divided."),
-                _ended(attempt, number == len(attempts)),
+                page.bar(shown),
+                attempt.ended or ("killed" if number < len(attempts) else "running, or killed"),
             ]
         )
+    reasons = {f"attempt {number} failed": attempt.reason for number, attempt in numbered if attempt.reason}
     header = ["attempt", "start, UTC", "time", "steps", "lost steps", "", "ended"]
     table = page.table(header, rows, numeric=(0, 2, 4), kind="tight")
+    pieces = (table, page.facts(reasons) if reasons else None)
     if len(attempts) <= OPEN_ATTEMPTS:
-        return table
+        return page.join([page.heading("Attempts"), *pieces])
     left_out = f", the last {MOST_ATTEMPTS}" if len(attempts) > MOST_ATTEMPTS else ""
-    return page.fold(f"Attempts ({len(attempts)}{left_out})", table)
-
-
-def _ended(attempt: Attempt, is_last: bool) -> str:
-    if attempt.ended is None:
-        return "running, or killed" if is_last else "killed"
-    return f"{attempt.ended}: {attempt.reason}" if attempt.reason else attempt.ended
+    return page.fold(f"Attempts ({len(attempts)}{left_out})", *pieces)
 
 
 def _time(seconds: float) -> str:

@@ -128,17 +128,18 @@ def grid(*pieces: object) -> Markup:
     return Markup(f'<div class="grid">\n{join(pieces)}\n</div>')
 
 
-def bar(parts: Iterable[tuple[str, float, str]], description: str) -> Markup:
+def bar(parts: Iterable[tuple[str, float, str]]) -> Markup:
     """Return `(name, share, colour)` as one bar, from left to right; shares of less than 1 in all leave room.
 
-    The names come up under the pointer; colours are CSS's. `description` is what a reader who does not see the bar is told.
+    The names come up under the pointer, and are read out. A colour is CSS's.
     """
+    shown = [(f"{name} {share:.1%}", share, color) for name, share, color in parts if share > 0]
     pieces = "".join(
-        f'<span style="width:{100 * share:.3f}%;background:{escape(color)}" title="{escape(name)}, {share:.1%}"></span>'
-        for name, share, color in parts
-        if share > 0
+        f'<span style="width:{100 * share:.3f}%;background:{escape(color)}" title="{escape(text)}"></span>'
+        for text, share, color in shown
     )
-    return Markup(f'<div class="bar" role="img" aria-label="{escape(description)}">{pieces}</div>')
+    label = escape(", ".join(text for text, _, _ in shown))
+    return Markup(f'<div class="bar" role="img" aria-label="{label}">{pieces}</div>')
 
 
 def keyed(text: str, color: str) -> Markup:

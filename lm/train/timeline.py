@@ -39,9 +39,9 @@ FILE = "timeline.jsonl"
 PHASES = ("init", "compile", "data_wait", "step", "evaluation", "save")
 REASON_CHARACTERS = 200  # of why an attempt failed
 
-# Between records: a second, or a thousandth of the attempt, and a minute at most (on an object store, always). That is
-# what a kill loses; a record at every step would cost more than a small model's step, and fill a long run's folder.
-_SHORTEST, _SHARE, _LONGEST = 1.0, 1e-3, REMOTE_FLUSH_SECONDS
+# Between records: a tenth of a second, or a thousandth of the attempt, and a minute at most (on an object store,
+# always). That is what a kill loses; one at every step would slow small models down and fill a long run's folder.
+_SHORTEST, _SHARE, _LONGEST = 0.1, 1e-3, REMOTE_FLUSH_SECONDS
 
 T = TypeVar("T")
 

@@ -90,12 +90,12 @@ def test_the_section_says_the_goodput_and_each_part_and_each_attempt():
     failed = [record(120.0, 120.0, run="a"), record(120.0, 130.0, end="failed", reason="no <space> left")]
     found = breakdown([*trained(0.0, 0, 50, None), *failed, *trained(150.0, 40, 90, None)])
     content = shown(found)
-    assert "Goodput 42.9%: 1:30 of 3:30 over 3 attempts" in content
+    assert "Goodput 42.9%: 1:30 of 3:30 in 3 attempts" in content
     assert re.search(r"lost work\s+10\.0 s\s+4\.8%", content)
     assert re.search(r"idle\s+1:20\s+38\.1%", content)
     assert "data wait" not in content  # there was none
     assert re.search(r"1970-01-01 00:00:00\s+1:00\s+0 to 50\s+10\s+killed", content)
-    assert re.search(r"failed: no &lt;space&gt; left", content)
+    assert re.search(r"attempt 2 failed\s+no &lt;space&gt; left", content)
     assert re.search(r"1:00\s+40 to 90\s+running, or killed", content)
 
 

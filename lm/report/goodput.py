@@ -1,9 +1,8 @@
 """What became of a run's wall time, over all its attempts.
 
 Goodput is the share of the wall time, from the first attempt's start to the last sign of life, that was spent in steps
-whose work was kept: the productive share of Google's ML Productivity Goodput
-(https://cloud.google.com/blog/products/ai-machine-learning/goodput-metric-as-measure-of-ml-productivity). What a
-step itself makes of the hardware is its MFU.
+whose work was kept: what Google's ml-goodput-measurement counts as productive
+(https://docs.cloud.google.com/tpu/docs/goodput). What a step makes of the hardware is its MFU.
 """
 
 import dataclasses
@@ -37,7 +36,8 @@ class Attempt:
 
     start: float  # Unix time
     end: float  # its last sign of life
-    seconds: dict[str, float]  # per phase
+    seconds: Mapping[str, float]  # per phase
+    run: str | None = None  # the fingerprint; None: the line that tells it was torn
     first: int | None = None  # the step that it began at; None: it did not come so far
     last: int | None = None  # the last step that it is known to have done
     ended: str | None = None  # done, preempted or failed; None: killed, or it is still running
@@ -86,28 +86,12 @@ def breakdown(records: Sequence[Mapping[str, Any]]) -> Breakdown | None:
       records: of `lm.train.timeline.read_timeline`. Attempts of another run, which the folder held before this one had
         trained a step, do not count, nor those that found the run finished.
     """
-    attempts, runs, stretches = {}, {}, []
-    for record in records:
-        name, seconds, step = record["attempt"], record["seconds"], record["step"]
-        if name not in attempts:
-            attempts[name] = Attempt(name, name, dict.fromkeys(PHASES, 0.0))
-        attempt = attempts[name]
-        runs[name] = runs.get(name) or record.get("run")
-        if step is not None:
-            if attempt.first is None:
-                while stretches and stretches[-1].lose_after(step):
-                    stretches.pop()
-                attempt.first = attempt.last = step
-            took = seconds["step"] - attempt.seconds["step"]
-            stretches.append(_Stretch(attempt, attempt.last, step, took))
-            attempt.last = step
-        attempt.end, attempt.seconds = record["time"], seconds
-        attempt.ended, attempt.reason = record.get("end"), record.get("reason", "")
+    attempts = _attempts_of(records)
+    run = next((attempt.run for attempt in reversed(attempts) if attempt.run), None)
     counted: list[Attempt] = []
-    current = list(runs.values())[-1] if runs else None
-    for name, attempt in attempts.items():
+    for attempt in attempts:
         found_finished = any(earlier.ended == "done" for earlier in counted) and attempt.first == attempt.last
-        if runs[name] in (current, None) and not found_finished:
+        if attempt.run in (None, run) and not found_finished:
             counted.append(attempt)
     if not counted:
         return None
@@ -119,9 +103,28 @@ def breakdown(records: Sequence[Mapping[str, Any]]) -> Breakdown | None:
     return Breakdown(wall, {**parts, "idle": wall - sum(parts.values())}, counted)
 
 
+def _attempts_of(records: Sequence[Mapping[str, Any]]) -> list[Attempt]:
+    """Return all attempts, each with the work that those after it trained again."""
+    attempts: dict[float, Attempt] = {}
+    kept: list[_Stretch] = []  # in the order of their steps
+    for record in records:
+        name, seconds, step = record["attempt"], record["seconds"], record["step"]
+        attempt = attempts.setdefault(name, Attempt(name, name, dict.fromkeys(PHASES, 0.0), record.get("run")))
+        if step is not None:
+            if attempt.first is None:
+                while kept and kept[-1].lose_after(step):
+                    kept.pop()
+                attempt.first = attempt.last = step
+            kept.append(_Stretch(attempt, attempt.last, step, seconds["step"] - attempt.seconds["step"]))
+            attempt.last = step
+        attempt.end, attempt.seconds = record["time"], seconds
+        attempt.ended, attempt.reason = record.get("end"), record.get("reason", "")
+    return list(attempts.values())
+
+
 def section(found: Breakdown) -> page.Markup:
     """Return the section of a run's page."""
-    parts = [part for part in _PARTS if found.seconds[part[0]] > 0]
+    parts = [part for part in _PARTS if found.seconds[part[0]] >= 0.05]  # less would read 0.0 s
     bar = page.bar([(name, found.seconds[key] / found.wall, color) for key, name, color, _ in parts])
     rows = [
         [page.keyed(name, color), _time(found.seconds[key]), f"{found.seconds[key] / found.wall:.1%}", about]
@@ -146,7 +149,7 @@ def _attempts(attempts: Sequence[Attempt]) -> page.Markup:
     numbered = list(enumerate(attempts, 1))[-MOST_ATTEMPTS:]
     rows = []
     for number, attempt in numbered:
-        parts = attempt.seconds | {"kept": attempt.seconds["step"] - attempt.lost, "lost": attempt.lost}
+        parts = {**attempt.seconds, "kept": attempt.seconds["step"] - attempt.lost, "lost": attempt.lost}
         shown = [(name, parts.get(key, 0.0) / longest, color) for key, name, color, _ in _PARTS if longest]
         rows.append(
             [

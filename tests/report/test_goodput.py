@@ -76,6 +76,12 @@ def test_attempts_of_a_config_that_never_trained_a_step_here_do_not_count():
     assert breakdown([*failed, *trained(100.0, 0, 50)]) == breakdown(trained(100.0, 0, 50))
 
 
+def test_an_attempt_whose_first_line_was_torn_counts():
+    torn = trained(100.0, 50, 90)[1:]
+    assert len(breakdown([*trained(0.0, 0, 50, None), *torn]).attempts) == 2
+    assert len(breakdown([*trained(0.0, 0, 50, None)[1:], *trained(100.0, 50, 90)]).attempts) == 2
+
+
 def test_a_clock_that_was_set_back_does_not_make_idle_time_negative():
     found = breakdown([*trained(1_000.0, 0, 50, None), *trained(500.0, 50, 90)])
     assert found.seconds["idle"] == 0

@@ -35,12 +35,15 @@ def run(args: argparse.Namespace) -> None:
         supervisor.die_with_parent()
 
     from lm.train.interrupts import Interrupts
+    from lm.train.timeline import process_start
 
+    # A process that was started for this alone began with it; one that called `main` did not.
+    began = process_start() if sys.argv[1:] == args.arguments else None
     with Interrupts().installed() as interrupts:
         try:
             config_dict = common.load_config(args.config, args.overrides)
             config = common.resolve_here(config_dict, functools.partial(cluster.join, named) if is_child else None)
-            result = run_training(config, args.workdir, config_file=args.config, interrupts=interrupts)
+            result = run_training(config, args.workdir, config_file=args.config, interrupts=interrupts, began=began)
         except BaseException as error:
             cluster.leave(error)
             raise

@@ -58,6 +58,7 @@ def run_training(
     shared: Shared | None = None,
     console: Callable[[str, int], Any] | None = None,
     with_report: bool = True,
+    began: float | None = None,
 ) -> dict[str, Any] | None:
     """Train a run, or continue the one in its folder, and return what came of it; None on all hosts but the first.
 
@@ -69,6 +70,7 @@ def run_training(
       shared: with other runs of this process.
       console: makes what shows records from the folder and the number of steps; None: `lm.train.console.Console`.
       with_report: write `report.html`.
+      began: when, on the monotonic clock; None: now.
 
     Raises:
       Preempted: stopped by a signal after saving.
@@ -89,7 +91,9 @@ def run_training(
     from lm.train.console import Console, SilentConsole, compact
     from lm.train.loop import train
     from lm.train.step import build_step
+    from lm.train.timeline import Timeline
 
+    timeline = Timeline(start if began is None else began)
     shared = shared or Shared()
     with contextlib.ExitStack() as stack:
         hosts.first_alone(lambda: stack.enter_context(locked(workdir)))
@@ -108,29 +112,30 @@ def run_training(
         check_folder_is_shared(workdir)
 
         # 3. The step and the hooks, then the loop.
-        built = shared.once("step", config, lambda: build_step(config, make_mesh(config.parallel)))
-        shown.note(
-            f"{config_file}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
-            f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding"
-            + ("" if built.programs else "; compiling")
-        )
-        state = train(
-            config,
-            built,
-            loader,
-            workdir,
-            console=shown,
-            hooks=[
-                *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
-                *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
-            ],
-            initial_params=initial_params(config, built),
-            interrupts=interrupts,
-            peak_flops=detect().peak_flops(config.precision.compute),
-            meta={"fingerprint": identity},
-        )
-
-        loader.check()  # a short run may be done before a large corpus is hashed
+        with timeline.recorded(workdir if hosts.is_first() else None, identity, shown.note):
+            built = shared.once("step", config, lambda: build_step(config, make_mesh(config.parallel)))
+            shown.note(
+                f"{config_file}: {compact(info['num_parameters'])} parameters on {info['devices']}; "
+                f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding"
+                + ("" if built.programs else "; compiling")
+            )
+            state = train(
+                config,
+                built,
+                loader,
+                workdir,
+                console=shown,
+                hooks=[
+                    *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
+                    *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
+                ],
+                initial_params=initial_params(config, built),
+                interrupts=interrupts,
+                timeline=timeline,
+                peak_flops=detect().peak_flops(config.precision.compute),
+                meta={"fingerprint": identity},
+            )
+            loader.check()  # a short run may be done before a large corpus is hashed
 
         # 4. What came of it.
         def result() -> dict[str, Any]:
@@ -172,6 +177,7 @@ def _summary(result: dict[str, Any]) -> dict[str, str]:
     from lm.train.console import compact, duration
 
     bits, mfu = result["bits_per_byte"], result["mfu"]
+    was_stopped = (result["attempts"] or 0) > 1
     return {
         "validation": f"{bits:.4f} bits per byte" if bits else "no validation",
         "parameters": compact(result["num_parameters"]),
@@ -179,6 +185,7 @@ def _summary(result: dict[str, Any]) -> dict[str, str]:
         "tokens/s": compact(result["tokens_per_second"]),
         "MFU": "unknown chip" if mfu is None else f"{mfu:.1%}",
         "wall time": duration(result["seconds"]),
+        **({"goodput": f"{result['goodput']:.1%} over {result['attempts']} attempts"} if was_stopped else {}),
         "report": result["report"] or "-",
     }
 
@@ -296,7 +303,9 @@ def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, 
 
 
 def _result(workdir: str, info: dict, step: int, seconds: float, report: str | None) -> dict[str, Any]:
+    from lm.report.goodput import breakdown
     from lm.train.metrics import read_metrics
+    from lm.train.timeline import read_timeline
 
     records = read_metrics(workdir)
     evals = [r for r in records if r.get("kind") == "eval" and r["step"] == step]
@@ -304,6 +313,7 @@ def _result(workdir: str, info: dict, step: int, seconds: float, report: str | N
     rates = [r["tokens_per_second"] for r in train if r.get("tokens_per_second")]
     mfus = [r["mfu"] for r in train if r.get("mfu")]
     sample = join(workdir, "samples", f"{step}.txt")
+    time_spent = breakdown(read_timeline(workdir))
     return {
         "step": step,
         "loss": evals[-1]["loss"] if evals else None,
@@ -314,6 +324,8 @@ def _result(workdir: str, info: dict, step: int, seconds: float, report: str | N
         "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
         "mfu": sorted(mfus)[len(mfus) // 2] if mfus else None,
         "seconds": seconds,
+        "goodput": time_spent.goodput if time_spent else None,
+        "attempts": len(time_spent.attempts) if time_spent else None,
         "num_parameters": info["num_parameters"],
         "fingerprint": info["fingerprint"],
         "sample": read_text(sample) if exists(sample) else None,

@@ -128,6 +128,25 @@ def grid(*pieces: object) -> Markup:
     return Markup(f'<div class="grid">\n{join(pieces)}\n</div>')
 
 
+def bar(parts: Iterable[tuple[str, float, str]]) -> Markup:
+    """Return `(name, share, colour)` as one bar, from left to right; shares of less than 1 in all leave room.
+
+    The names come up under the pointer, and are read out. A colour is CSS's.
+    """
+    shown = [(f"{name} {share:.1%}", share, color) for name, share, color in parts if share > 0]
+    pieces = "".join(
+        f'<span style="width:{100 * share:.3f}%;background:{escape(color)}" title="{escape(text)}"></span>'
+        for text, share, color in shown
+    )
+    label = escape(", ".join(text for text, _, _ in shown))
+    return Markup(f'<div class="bar" role="img" aria-label="{label}">{pieces}</div>')
+
+
+def keyed(text: str, color: str) -> Markup:
+    """Return text after a patch of the colour that stands for it in a `bar`."""
+    return Markup(f'<span class="key" style="background:{escape(color)}"></span>{escape(text)}')
+
+
 def verbatim(text: str) -> Markup:
     """Return text with its line breaks and spaces kept."""
     return Markup(f"<pre>{escape(text)}</pre>")
@@ -202,6 +221,11 @@ td:not(:first-child) { min-width: 5em; }
 .number { text-align: right; white-space: nowrap; }
 th { white-space: nowrap; }
 .tight th, .tight td { padding-right: 18px; white-space: nowrap; }
+.bar { display: flex; height: 20px; margin: 12px 0 16px; border-radius: 3px; overflow: hidden; }
+td .bar { height: 12px; width: 160px; margin: 5px 0 0; }
+.bar span { flex: none; }
+.key { display: inline-block; width: 10px; height: 10px; margin-right: 8px; border-radius: 2px; }
+.bar span, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .facts { font-size: 14px; }
 .facts div { display: grid; grid-template-columns: 150px 1fr; gap: 16px; padding: 5px 0;
   border-bottom: 1px solid var(--rule); }

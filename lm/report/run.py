@@ -10,12 +10,13 @@ from typing import Any
 from lm.checkpoint.run_folder import read_run_info
 from lm.config import Config, to_dict
 from lm.errors import UsageError
-from lm.report import page
+from lm.report import goodput, page
 from lm.report.plots import Series, line_plot, smooth
 from lm.resolve import resolve
 from lm.storage import is_remote, join, list_names, read_bytes, write_atomic
 from lm.train.console import compact, duration
 from lm.train.metrics import read_metrics
+from lm.train.timeline import read_timeline
 
 # What keeps the page small whatever the run wrote.
 LATEST_CHARACTERS = 8000  # of the latest samples
@@ -29,7 +30,7 @@ Record = Mapping[str, Any]
 def write_run_report(workdir: str) -> str:
     """Write `report.html` into a run's folder and return its path.
 
-    Reads `config.json`, `metrics.jsonl` and `samples/`. The same content gives the same page.
+    Reads `config.json`, `metrics.jsonl`, `timeline.jsonl` and `samples/`. The same content gives the same page.
 
     Raises:
       UsageError: the folder holds no run, or one that has not logged a step yet.
@@ -43,6 +44,7 @@ def write_run_report(workdir: str) -> str:
     if not records:
         raise UsageError(f'no metrics in "{workdir}" yet: a report needs at least one logged step.')
 
+    time = goodput.breakdown(read_timeline(workdir))
     name = run.get("name") or _last_part(workdir)
     content = page.page(
         str(name),
@@ -51,6 +53,7 @@ def write_run_report(workdir: str) -> str:
         page.numbers(_headline(run, train, evals)),
         page.section("Curves", *_curves(train, evals), _eval_table(evals)),
         _samples(workdir),
+        goodput.section(time) if time else None,
         _config(run.get("config") or {}),
         page.section("Environment", page.facts(_environment(run))),
     )

@@ -22,9 +22,10 @@ from lm.evaluate import LossEvaluator
 from lm.model.flops import train_flops_per_token
 from lm.parallel.mesh import place_batch, replicated
 from lm.train.interrupts import Interrupts
-from lm.train.loop import Batches, Clock, failure, train_record
+from lm.train.loop import Batches, failure, train_record
 from lm.train.metrics import Sink
 from lm.train.step import INPUTS, BuiltStep, step_scalars
+from lm.train.timeline import Rates, Timeline
 
 MAX_RUNS = 16  # in one program
 MAX_STEP_FLOPS = 1.5e8  # of one run; the benchmark says what is gained at which size
@@ -118,7 +119,8 @@ def train_together(
 
     lengths = {stage.sequence_length for stage in stages}
     flops_per_token = {length: train_flops_per_token(config.model, length) for length in lengths}
-    clock = Clock()
+    timeline = Timeline()
+    rates_of_all = Rates(timeline)
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def write(member: Member, record: Mapping[str, Any]) -> None:
@@ -135,7 +137,7 @@ def train_together(
         is_regular, rates = done % config.log.every_steps == 0 or done in (1, num_steps), None
         if is_regular:
             flops = sum(n * flops_per_token[length] for length, n in stages.tokens_by_length(done).items())
-            *rates, seconds = clock.rates(K * stages.tokens(done), K * flops)
+            *rates, seconds = rates_of_all(K * stages.tokens(done), K * flops)
             rates = (*rates, seconds / K)
         for k, member in enumerate(members):
             metrics = {name: values[k] for name, values in metrics_K.items()}
@@ -156,11 +158,11 @@ def train_together(
                 write(member, about | figures)
 
     with interrupts.deferred(), Prefetcher(inputs, 0, num_steps, config.data.prefetch) as batches:
-        for step, (batch, hparams) in batches:
+        for step, (batch, hparams) in timeline.steps(batches):
             shape = batch["inputs_BT"].shape
             if shape not in programs:
                 report()
-                with clock.paused():
+                with timeline.during("compile"):
                     programs[shape] = step_of_all.lower(state, batch, hparams).compile()
             with jax.transfer_guard("disallow"):
                 state, metrics = programs[shape](state, batch, hparams)
@@ -169,7 +171,7 @@ def train_together(
             pending = done, metrics
             if evaluator is not None and (done == num_steps or done % config.eval.every_steps == 0):
                 report()
-                with clock.paused():
+                with timeline.during("evaluation"):
                     evaluate(done)
             if interrupts.requested and done < num_steps:
                 raise Preempted(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from lm.train.loss_scale import FLOOR
 from lm.train.metrics import combine, open_sinks
 from lm.train.saving import Saving
 from lm.train.step import BuiltStep, TrainState, step_scalars
+from lm.train.timeline import Rates, Timeline
 
 STATE_ITEMS = ("params", "frozen", "opt_state", "extra")
 _FAILING_SECONDS = 10.0  # in which a hook that failed on one host must have failed on all
@@ -66,6 +66,7 @@ def train(
     hooks: Sequence[Hook] = (),
     initial_params: Callable[[], Any] | None = None,
     interrupts: Interrupts | None = None,
+    timeline: Timeline | None = None,
     peak_flops: float | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> TrainState:
@@ -92,6 +93,7 @@ def train(
       console: shows records and notes.
       hooks: run after their steps, in order.
       interrupts: SIGTERM and Ctrl-C, already installed.
+      timeline: is told what the time goes into.
       peak_flops: of one chip, for the MFU; None: unknown.
       meta: stored in every checkpoint (fingerprint).
 
@@ -102,7 +104,7 @@ def train(
       Preempted: stopped by a signal after saving; the same command continues.
       LmError: the loss is not finite, or a file cannot be written (a checkpoint: the last one, see `Saving`).
     """
-    num_steps, interrupts = config.optimizer.num_steps, interrupts or Interrupts()
+    num_steps, interrupts, timeline = config.optimizer.num_steps, interrupts or Interrupts(), timeline or Timeline()
     mesh, stages, micro = built.mesh, loader.stages, config.optimizer.accumulation_steps
     checkpoints = Checkpoints(
         join(workdir, "checkpoints"),
@@ -152,12 +154,13 @@ def train(
         length: train_flops_per_token(config.model, length) / jax.device_count()
         for length in {stage.sequence_length for stage in stages}
     }
-    clock = Clock()
+    rates = Rates(timeline)
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def write(record: Mapping[str, Any]) -> None:
         records.write(record)
         console.write(record)
+        timeline.write_if_due()
 
     def report() -> None:
         nonlocal pending
@@ -165,6 +168,7 @@ def train(
             return
         (done, device_metrics), pending = pending, None
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+        timeline.step = done
         measured = {name: value for name, value in metrics.items() if name not in ("tokens", "bytes")}
         # Before any save: the parameters of this step may be no numbers either.
         if problem := failure(metrics, done):
@@ -173,22 +177,24 @@ def train(
         if done % config.log.every_steps and done not in (first + 1, num_steps):
             return
         flops = sum(n * flops_per_token[length] for length, n in stages.tokens_by_length(done).items())
-        write(train_record(config, loader, done, measured, clock.rates(stages.tokens(done), flops), peak_flops))
+        write(train_record(config, loader, done, measured, rates(stages.tokens(done), flops), peak_flops))
 
     saving = Saving(checkpoints, mesh, config.checkpoint.every_steps, console.note)
     validated: dict[int, float] = {}  # the newest step that was evaluated: its bits per byte
 
     def save(step: int, must_succeed: bool = False) -> None:
         report()
-        records.flush()
-        figure = {METRIC: validated[step]} if step in validated else {}
-        saving(
-            step,
-            {name: getattr(state, name) for name in STATE_ITEMS},
-            data={"rows_consumed": loader.rows_consumed(step), "manifest_hash": loader.manifest_hash},
-            meta={"step": step, **(meta or {}), **figure},
-            must_succeed=must_succeed,
-        )
+        with timeline.during("save"):
+            timeline.write()  # a restart from this checkpoint loses what comes after
+            records.flush()
+            figure = {METRIC: validated[step]} if step in validated else {}
+            saving(
+                step,
+                {name: getattr(state, name) for name in STATE_ITEMS},
+                data={"rows_consumed": loader.rows_consumed(step), "manifest_hash": loader.manifest_hash},
+                meta={"step": step, **(meta or {}), **figure},
+                must_succeed=must_succeed,
+            )
 
     # 4. One program per batch shape, compiled when its first batch comes.
     def program(step: int, batch: Any, hparams: Any) -> Callable:
@@ -197,15 +203,17 @@ def train(
             report()  # else the step before would wait for its record, and its time would hold the compilation
             if len(stages) > 1:
                 console.note(f"step {step}: batch {shape[0]} x {shape[1]} tokens; compiling")
-            with clock.paused():
+            with timeline.during("compile"):
                 built.programs[shape] = built.step.lower(state, batch, hparams).compile()
         return built.programs[shape]
 
     # 5. The loop.
     profiler, agreement = _Profiler(join(workdir, "profile"), config.log.profile), hosts.Agreement(mesh)
+    timeline.step = first
+    timeline.write()
     try:
         with interrupts.deferred(), Prefetcher(inputs, first, num_steps, config.data.prefetch) as batches:
-            for step, (batch, hparams) in batches:
+            for step, (batch, hparams) in timeline.steps(batches):
                 profiler.before(step)
                 run_step = program(step, batch, hparams)
                 with jax.transfer_guard("disallow"):
@@ -220,7 +228,7 @@ def train(
                 for hook in hooks:
                     if last or (done % hook.every == 0 and not stop):
                         report()
-                        with clock.paused():
+                        with timeline.during("evaluation"):
                             try:
                                 for record in hook.run(done, built.evaluation_params(state)):
                                     write(record)
@@ -239,6 +247,7 @@ def train(
                 if last or due or stop:
                     save(done, must_succeed=bool(last or stop))
                 if stop and not last:
+                    timeline.enter("save")
                     checkpoints.close()
                     raise Preempted(f"stopped by {stop} at step {done}, saved; run the same command to continue.")
             checkpoints.close()
@@ -284,7 +293,7 @@ def train_record(
       loader: its training batches.
       step: that is done.
       measured: what it returned.
-      rates: `Clock.rates`.
+      rates: tokens and FLOPs per second, and seconds, as `lm.train.timeline.Rates` returns them.
       peak_flops: of one chip, or None.
     """
     tokens_per_second, flops_per_second, seconds = rates
@@ -298,46 +307,6 @@ def train_record(
         "mfu": None if flops_per_second is None or peak_flops is None else flops_per_second / peak_flops,
         "seconds": seconds,
     }
-
-
-class Clock:
-    """Tokens and FLOPs per second since the last record; the first interval, which sets up, has no rate."""
-
-    def __init__(self):
-        self._start = self._last_time = time.monotonic()
-        self._last: tuple[int, float] | None = None  # tokens and FLOPs
-        self._pause = 0.0
-
-    def rates(self, tokens: int, flops: float) -> tuple[float | None, float | None, float]:
-        """Take the run's totals; return tokens and FLOPs per second since the last call, and seconds since the start.
-
-        The rates are None at the first call.
-        """
-        now = time.monotonic()
-        elapsed = now - self._last_time - self._pause
-        rates = None, None
-        if self._last is not None and elapsed > 0:
-            rates = (tokens - self._last[0]) / elapsed, (flops - self._last[1]) / elapsed
-        self._last_time, self._last, self._pause = now, (tokens, flops), 0.0
-        return *rates, now - self._start
-
-    def paused(self) -> "_Pause":
-        """A block whose time does not count: compilation, evaluation and samples."""
-        return _Pause(self)
-
-    def add_pause(self, seconds: float) -> None:
-        self._pause += seconds
-
-
-class _Pause:
-    def __init__(self, clock: Clock):
-        self._clock = clock
-
-    def __enter__(self):
-        self._start = time.monotonic()
-
-    def __exit__(self, *_):
-        self._clock.add_pause(time.monotonic() - self._start)
 
 
 class _Profiler:

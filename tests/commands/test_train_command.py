@@ -36,6 +36,17 @@ def test_every_metrics_line_has_the_promised_keys(finished):
     assert [r["step"] for r in records(finished, "eval")] == [10, 20]
 
 
+def test_a_runs_timeline_accounts_for_all_of_its_time(finished):
+    found = [json.loads(line) for line in (finished / "timeline.jsonl").read_text().splitlines()]
+    first, last = found[0], found[-1]
+    assert first["run"] == json.loads((finished / "config.json").read_text())["fingerprint"]
+    assert (last["step"], last["end"]) == (STEPS, "done")
+    assert all(seconds > 0 for seconds in last["seconds"].values())
+    assert sum(last["seconds"].values()) == pytest.approx(last["time"] - last["attempt"], abs=0.01)
+    assert {8, 16, 20} <= {record["step"] for record in found}  # where it saved
+    assert "Where the time went" in (finished / "report.html").read_text()
+
+
 def test_training_a_finished_run_again_gives_the_same_result_and_changes_no_metrics(train, run):
     before = files(run)
     done = train(run, "--json", "--config.log.sample_prompts=('abc',)")
@@ -48,6 +59,7 @@ def test_training_a_finished_run_again_gives_the_same_result_and_changes_no_metr
         evaluated[key] for key in ("loss", "bits_per_byte", "perplexity")
     ]
     assert result["train_loss"] == trained["loss"] and result["tokens"] == trained["tokens"]
+    assert result["attempts"] == 1 and 0 < result["goodput"] < 1  # the second start had nothing to do
     assert result["mfu"] is None and result["report"] == str(run / "report.html")
     assert result["sample"].startswith("abc")
     after = files(run)

@@ -22,6 +22,8 @@ HOSTILE = "</pre><script>alert(1)</script>&\"'\x1b\x00"
         lambda text: page.fold(text, text),
         lambda text: page.figure(page.Markup("<svg></svg>"), text, text),
         lambda text: page.grid(text),
+        lambda text: page.bar([(text, 0.5, "red")]),
+        lambda text: page.keyed(text, "red"),
         lambda text: page.verbatim(text),
     ],
 )

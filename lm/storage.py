@@ -323,7 +323,10 @@ class LineLog:
     def read(self) -> list[str]:
         """Return all lines in order, without line ends; a torn last line is dropped."""
         if is_remote(self._path):
-            text = "".join(read_text(path) for _, path in self._parts())
+            paths = [path for _, path in self._parts()]
+            with of_store(self._path, "read"):  # side by side: a month has tens of thousands
+                parts = filesystem(self._path).cat(paths) if paths else {}
+            text = "".join(part.decode("utf-8", "replace") for _, part in sorted(parts.items()))
         else:
             text = read_text(self._path) if exists(self._path) else ""
         return text.split("\n")[:-1]

@@ -11,6 +11,8 @@ from typing import Any
 
 from lm.capabilities import Capabilities
 from lm.commands import common
+from lm.commands.verbs import VERBS as ALL
+from lm.commands.verbs import split_overrides
 from lm.config import Config, apply_overrides, set_fields
 from lm.errors import LmError, UsageError, did_you_mean
 from lm.launch import code
@@ -69,9 +71,6 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
 
 def _parsed(job: Job) -> argparse.Namespace:
     """Return the verb's options, as its own parser reads them."""
-    from lm.__main__ import VERBS as ALL
-    from lm.__main__ import split_overrides
-
     if job.verb not in VERBS:
         known = f" (`lm {job.verb}` runs here alone)" if job.verb in ALL else ""
         raise UsageError(

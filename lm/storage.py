@@ -82,10 +82,11 @@ def list_names(path: str) -> list[str]:
     """Return the sorted names in a folder; an absent folder has none."""
     if is_remote(path):
         with of_store(path, "read"):
-            fs = filesystem(path)
-            if not fs.exists(path):
+            try:
+                entries = filesystem(path).ls(path, detail=False)
+            except FileNotFoundError:  # a store's folder is there for as long as something is in it
                 return []
-            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 

@@ -276,7 +276,7 @@ class Pods:
             variables[each["name"]] = each.get("value", str(pod[0]))
         if self.is_gang:
             variables |= together(self.names.index(pod), len(self.names), port)
-        self.running[pod] = boot(self.host(pod), self.container["command"], **variables)
+        self.running[pod] = boot(self.host(pod), self.container["command"], at=os.environ["FAKE_IMAGE"], **variables)
 
     def stop(self, pod: tuple[int, int]) -> None:
         take_away(self.host(pod), self.grace, only=self.running[pod].pid)

@@ -127,11 +127,16 @@ def cluster(tmp_path_factory):
         yield one
     finally:
         one.run("scancel", f"--user={user}")
-        time.sleep(0.5)
+        for _ in range(100):
+            if not one.run("squeue", "--noheader").stdout:
+                break
+            time.sleep(0.1)
         for process in reversed(started):
             process.terminate()
-        for process in started:
-            process.wait(timeout=30)
+        time.sleep(1)
+        for process in started:  # a slurmd may wait for the controller to acknowledge a job's end
+            process.kill()
+            process.wait()
 
 
 def test_sbatch_would_start_every_job(cluster, record_property):

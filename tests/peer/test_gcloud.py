@@ -17,14 +17,16 @@ from tests.launch import golden
 
 pytestmark = [
     pytest.mark.peer,
-    pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed: its commands are not validated"),
+    pytest.mark.skipif(
+        shutil.which("gcloud") is None, reason="gcloud is not installed: its commands are not validated"
+    ),
 ]
 
 
 def commands() -> dict[str, tuple[str, ...]]:
     """Return one command of each form: a verb and the flags that it is given, those with the most."""
     found = {}
-    for target, name, job in golden.cases():
+    for target, _, job in golden.cases():
         if target != "tpu-vm" or "refused.txt" in golden.rendered(job):
             continue
         rendering = tpu_vm.render(job)
@@ -75,13 +77,17 @@ def test_gcloud_knows_every_flag_of_every_command(gcloud, record_property):
 
 @pytest.mark.parametrize("wrong", ["--sopt", "--autocheckpoint-enabledd", "--worker=all"])
 def test_gcloud_says_so_if_it_does_not_know_a_flag(gcloud, wrong):
-    (argv,) = [argv for form, argv in commands().items() if " create " in form and "--spot" in form and "node-id" in form]
+    (argv,) = [
+        argv for form, argv in commands().items() if " create " in form and "--spot" in form and "node-id" in form
+    ]
     code, said = gcloud((*argv, wrong))
     assert code == 2 and "unrecognized arguments" in said
 
 
 def test_only_gclouds_alpha_track_knows_what_passes_a_preemption_on(gcloud):
     """The day this fails, the commands can do without alpha."""
-    (argv,) = [argv for form, argv in commands().items() if " create " in form and "--spot" in form and "node-id" in form]
+    (argv,) = [
+        argv for form, argv in commands().items() if " create " in form and "--spot" in form and "node-id" in form
+    ]
     code, said = gcloud(tuple(word for word in argv if word != "alpha"))
     assert code == 2 and "autocheckpoint-enabled" in said

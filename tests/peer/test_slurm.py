@@ -6,6 +6,7 @@ Needs Debian's slurm-wlm. Nothing but the loopback address is used; the nodes' G
 import contextlib
 import getpass
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
@@ -191,7 +192,9 @@ def submitted(cluster):
                 break
             time.sleep(0.1)
         if name == "preempted":
-            cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", text="#!/bin/sh\n")
+            cluster.run(
+                "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", text="#!/bin/sh\n"
+            )
         else:
             found["the same again"] = job, submit(cluster, job, plan=None)
             assert cluster.show(found["the same again"][1])["Dependency"].startswith("singleton")
@@ -204,11 +207,11 @@ def submit(cluster: Cluster, job: Job, plan: str | None) -> str:
     here = cluster.folder / "submit"
     here.mkdir(exist_ok=True)
     rendering = slurm.render(job)
-    os.makedirs(job.folder, exist_ok=True)
+    folder = pathlib.Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if plan is not None:
-        with open(os.path.join(job.folder, "plan"), "w") as file:
-            file.write(plan)
-    with tarfile.open(os.path.join(job.folder, "code.tar.gz"), "w:gz") as archive:
+        (folder / "plan").write_text(plan)
+    with tarfile.open(folder / "code.tar.gz", "w:gz") as archive:
         archive.add(here, "lm")
     for name, text in rendering.files.items():
         (here / name).write_text(text)
@@ -220,8 +223,8 @@ def submit(cluster: Cluster, job: Job, plan: str | None) -> str:
 
 
 def seen(job: Job) -> list[str]:
-    path = os.path.join(job.folder, "seen")
-    return open(path).read().splitlines() if os.path.exists(path) else []
+    path = pathlib.Path(job.folder, "seen")
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.mark.parametrize("name", ["preempted", "stopped in order", "killed"])
@@ -229,7 +232,9 @@ def test_a_job_that_was_preempted_stopped_or_lost_a_host_comes_back_and_is_done(
     job, number = submitted[name]
     state = cluster.wait(number, "COMPLETED", "FAILED", "CANCELLED")
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("COMPLETED", "1", "0:0")
-    hosts = {f"0-{i} restart {n}: -m lm launch worker {job.folder}" for i in range(job.accelerator.hosts) for n in (0, 1)}
+    hosts = {
+        f"0-{i} restart {n}: -m lm launch worker {job.folder}" for i in range(job.accelerator.hosts) for n in (0, 1)
+    }
     assert set(seen(job)) == hosts
 
 
@@ -244,8 +249,7 @@ def test_a_cancelled_job_is_told_saves_and_stays_away(cluster, submitted):
     job, number = submitted["cancelled"]
     state = cluster.wait(number, "COMPLETED", "FAILED", "CANCELLED")
     assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
-    ends = os.path.join(job.folder, "slurm", f"ends.{number}.0", "0-0")
-    assert open(ends).read() == "42\n"
+    assert pathlib.Path(job.folder, "slurm", f"ends.{number}.0", "0-0").read_text() == "42\n"
     assert sum("restart 0" in line for line in seen(job)) == 2  # the same job, submitted twice, then had its turn
     cluster.run("scancel", submitted["the same again"][1])
 

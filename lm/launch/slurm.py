@@ -114,7 +114,7 @@ if [ "$(cat "$wordless" 2> /dev/null | wc -l)" -ge 3 ]; then
   echo "srun failed three times before any host had a word: no more"
   exit 1
 fi
-scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script
+scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script, and waits two minutes before the next
 exit 42
 """
 

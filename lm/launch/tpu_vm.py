@@ -189,7 +189,7 @@ def _tunnel(job: Job) -> tuple[str, ...]:
 def script(job: Job) -> str:
     """Return `run.sh`: what every host runs, once at a time, from nothing to the job's end."""
     if job.image:
-        code, command = f"\n{_registry(job.image)}", _container(job)
+        code, command = _registry(job.image), _container(job)
     else:
         code = f"""
 code=$HOME/{shell.folder_name(job)}
@@ -199,8 +199,8 @@ export PYTHONPATH=$code
         command = shlex.join(worker_command(job, shell.python_of(job)))
     return f"""\
 #!/bin/bash
-# One host of the job {job.name}: bash {SCRIPT} SLICE, in the home directory. Its own output goes to {LOG} there,
-# the job's to {job.folder}
+# One host of the job {job.name}: `bash {SCRIPT} SLICE`, in the home directory.
+# Its own output goes to {LOG} beside it; the job's logs and records to {job.folder}
 set -uo pipefail
 cd || exit 1
 
@@ -220,11 +220,12 @@ def _container(job: Job) -> str:
     disk = [] if is_remote(job.workdir) else [f"--volume={job.workdir}:{job.workdir}"]
     flags = shlex.join(["--net=host", "--ipc=host", "--privileged", *disk, *variables])
     run = shlex.join([job.image, *worker_command(job)])
-    return f'sudo docker run --rm --name=lm {flags} --env="LM_LAUNCH_HOST=$LM_LAUNCH_HOST" {run}'
+    clear = "sudo docker rm --force lm > /dev/null 2>&1"  # what a client that died has left
+    return f'{clear}; sudo docker run --rm --name=lm {flags} --env="LM_LAUNCH_HOST=$LM_LAUNCH_HOST" {run}'
 
 
 def _registry(image: str) -> str:
-    """Return lines that let Docker read a private image of Google's registries, and clear what an earlier start left."""
+    """Return a line that lets Docker read a private image of Google's registries."""
     host = image.partition("/")[0]
-    login = f"gcloud auth print-access-token | sudo docker login --username=oauth2accesstoken --password-stdin https://{host}\n"
-    return (login if host.endswith((".pkg.dev", "gcr.io")) else "") + "sudo docker rm --force lm > /dev/null 2>&1\n"
+    login = f"sudo docker login --username=oauth2accesstoken --password-stdin https://{host}"
+    return f"\ngcloud auth print-access-token | {login}\n" if host.endswith((".pkg.dev", "gcr.io")) else ""

@@ -246,7 +246,7 @@ class _Lease:
             self.note("running")
             return
         # A host that ended with 42 starts again by itself, in seconds: trouble must last.
-        self._trouble = self._trouble or self.clock()
+        self._trouble = self.clock() if self._trouble is None else self._trouble
         if ago < _SETTLE_SECONDS or self.clock() - self._trouble < 2 * _POLL_SECONDS or self._renewed_if_lost():
             return
         self._trouble = None
@@ -310,16 +310,16 @@ class _Lease:
         if may_be_gone and _is_missing(done):
             self._answered = True
             return None
-        if "create" in command.argv:
-            if "ALREADY_EXISTS" in done.stderr:
-                return done
-            self.may_be_there = True  # the answer may have got lost
+        if "create" in command.argv and "ALREADY_EXISTS" in done.stderr:
+            return done
         remote = "ssh" in command.argv or "scp" in command.argv  # they may end with the host's code
         wrong = done.code == 2 and (not remote or "(gcloud." in done.stderr)
         refused = not self._granted and any(word in done.stderr for word in _WRONG)
         unknown = not self._answered and any(word in done.stderr for word in _UNKNOWN_PERSON)
         if wrong or refused or unknown:
             raise UsageError(f"{done.last_line} (of: {command})")
+        if "create" in command.argv:
+            self.may_be_there = True  # the answer may have got lost
         raise _Failed(done.last_line)
 
 

@@ -18,6 +18,9 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 TARGETS: Mapping[str, Mapping[str, str]] = {
     "gke": {},
     "xpk": {"cluster": "tpus", "project": "a-project", "zone": "us-east5-b"},
+    "tpu-vm": {"zone": "us-east5-b"},
+    "slurm": {"folder": "/shared/lm"},
+    "sky": {},
 }
 TOPOLOGIES = ("v5e:4x4", "v5p:4x4x4", "2*v6e:16x16", "h100:64", "l4:1")
 VERBS = {
@@ -53,6 +56,69 @@ VARIANTS: Mapping[str, Mapping[str, Mapping]] = {
         "several-gpu-machines": {"topology": "4*l4:1"},
     },
     "xpk": {"image": {"image": "europe-docker.pkg.dev/a-project/lm/lm:1"}},
+    "tpu-vm": {
+        "all-options": {
+            "options": {
+                "project": "a-project",
+                "runtime": "v2-alpha-tpuv5-lite",
+                "network": "a-network",
+                "subnetwork": "a-subnetwork",
+                "internal_ips": "true",
+                "iap": "true",
+                "service_account": "trainer@a-project.iam.gserviceaccount.com",
+                "python": "python3.12",
+            },
+            "spot": False,
+            "reservation": "a-reservation",
+            "environment": {"WANDB_MODE": "online", "NOTE": "two words"},
+            "install": "python3.12 -m pip install '.[tpu,gcs]'",
+        },
+        "image": {
+            "image": "europe-docker.pkg.dev/a-project/lm/lm:1",
+            "environment": {"WANDB_MODE": "online"},
+            "workdir": "/mnt/disk/llama",
+        },
+        "two-slices-on-demand": {"topology": "2*v6e:4x4", "spot": False, "install": ""},
+    },
+    "slurm": {
+        "all-options": {
+            "options": {
+                "partition": "gpus",
+                "account": "research",
+                "qos": "normal",
+                "time": "24:00:00",
+                "constraint": "h100",
+                "gres": "gpu:h100:8",
+                "cpus": "96",
+                "mem": "1000G",
+                "python": "/shared/venv/bin/python",
+            },
+            "topology": "h100:16",
+            "spot": False,
+            "reservation": "a-reservation",
+            "environment": {"WANDB_MODE": "online", "NOTE": "two words"},
+            "grace_seconds": 300,
+            "max_restarts": 7,
+        },
+        "cpu": {"topology": "4*cpu:2"},
+        "image": {"topology": "h100:16", "image": "registry/lm:1"},
+        "install": {"topology": "h100:16", "install": "python -m pip install '.[gpu]'"},
+        "workdir-on-the-shared-disk": {"topology": "h100:8", "workdir": "/shared/llama", "options": {"folder": None}},
+    },
+    "sky": {
+        "all-options": {
+            "options": {
+                "infra": "gcp/us-east5/us-east5-b",
+                "runtime": "v2-alpha-tpuv5-lite",
+                "disk_size": "500",
+                "python": "python3",
+            },
+            "spot": False,
+            "environment": {"WANDB_MODE": "online", "NOTE": "two words"},
+            "install": "python3 -m pip install '.[tpu,gcs]'",
+        },
+        "image": {"topology": "4*l4:1", "image": "registry/lm:1"},
+    },
 }
 
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--target", help=f"where: {', '.join(TARGETS)}")
     what.add_argument("--topology", metavar="NAME", help="v5e:4x4, 2*v6e:16x16 (two slices), h100:64, cpu:8, here")
     what.add_argument("--workdir", metavar="DIR", help="of the job's records; default: the verb's own folder")
+    what.add_argument("--shared-disk", action="store_true", help="local paths are on a disk that all hosts see")
     what.add_argument("--name", help="of the job; default: made of verb and config, the same for the same job")
     what.add_argument("--spot", action="store_true", help="cheaper hosts that may be taken away at any time")
     what.add_argument("--reservation", metavar="NAME", help="use reserved capacity")
@@ -223,6 +224,7 @@ def _job(args: argparse.Namespace) -> tuple[Job, list[str]]:
             target=target,
             topology=topology or "",
             workdir=workdir or "",
+            shared_disk=args.shared_disk,
             spot=args.spot,
             reservation=args.reservation,
             environment=_pairs("--env", args.env, problems),

@@ -96,19 +96,30 @@ def _check_workdir(job: Job) -> None:
     if not job.workdir:
         raise UsageError("--workdir DIR is needed: the job's records are kept there.")
     if not is_remote(job.workdir):
-        if job.target in ON_OTHER_MACHINES:
+        if _is_unseen(job, job.workdir):
             raise UsageError(
-                f"--workdir {job.workdir}: the hosts of {job.target} cannot see this machine's disk; expected gs:// or s3://."
+                f"--workdir {job.workdir}: the hosts of {job.target} cannot see this machine's disk; expected gs:// or s3:// "
+                "(or add --shared-disk if they have it mounted)."
             )
         folder = os.path.abspath(job.workdir)
         while not os.path.exists(folder):
             folder = os.path.dirname(folder)
         if not os.access(folder, os.W_OK):
             raise UsageError(f"--workdir {job.workdir}: you may not write in {folder}.")
-    elif not job.workdir.startswith(("gs://", "s3://")):
+        return
+    accelerator = job.accelerator
+    if job.workdir.startswith("s3://") and job.verb == "train" and accelerator.copies * accelerator.hosts > 1:
+        raise UsageError(
+            f"--workdir {job.workdir}: several hosts cannot save together on s3://; use gs:// or a shared disk."
+        )
+    if not job.workdir.startswith(("gs://", "s3://")):
         raise UsageError(f"--workdir {job.workdir}: expected a local folder, gs:// or s3://.")
-    else:
-        make_folder(job.workdir)  # writes a probe and removes it
+    make_folder(job.workdir)  # writes a probe and removes it
+
+
+def _is_unseen(job: Job, path: str) -> bool:
+    """Return whether a path is on this machine's disk, which the job's hosts do not see."""
+    return job.target in ON_OTHER_MACHINES and not job.shared_disk and not is_remote(path)
 
 
 def _check_commit(root: str) -> None:
@@ -190,7 +201,7 @@ def _check_data(job: Job, config: Config, accelerator: Accelerator | None) -> No
     path = config.data.path
     if path is None or config.data.source in ("download", "huggingface") or ":" in config.data.source:
         return
-    is_far = job.target in ON_OTHER_MACHINES
+    is_far = job.target in ON_OTHER_MACHINES and not job.shared_disk
     if is_far and (config.data.source != "shards" or not is_remote(path)):
         raise UsageError(
             f'config.data.source={config.data.source}, path="{path}": the hosts of {job.target} read token shards on gs:// '
@@ -212,14 +223,14 @@ def _check_tokenizer(job: Job, config: Config, accelerator: Accelerator | None) 
         return
     if not exists(name):
         raise UsageError(f'config.data.tokenizer="{name}": no such file.')
-    if not is_remote(name) and job.target in ON_OTHER_MACHINES:
+    if _is_unseen(job, name):
         raise UsageError(
             f'config.data.tokenizer="{name}" is on this machine; the hosts of {job.target} need it on gs:// or s3://.'
         )
 
 
 def _check_checkpoint(job: Job, checkpoint: str) -> None:
-    if not is_remote(checkpoint) and job.target in ON_OTHER_MACHINES:
+    if _is_unseen(job, checkpoint):
         raise UsageError(
             f"--checkpoint {checkpoint} is on this machine; the hosts of {job.target} need it on gs:// or s3://."
         )

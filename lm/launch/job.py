@@ -25,6 +25,7 @@ class Job:
     target: str  # one of TARGETS
     topology: str  # see `lm.launch.accelerators`
     workdir: str  # of the verb; the job's own records are in its `launch/NAME/`
+    shared_disk: bool = False  # local paths are on a disk that all hosts and this machine have mounted
     commit: str = ""  # of the code that runs
     spot: bool = False  # cheaper, and may be taken away at any time
     reservation: str | None = None  # a reserved capacity's name

@@ -101,7 +101,7 @@ def losses(workdir: str) -> dict[int, float]:
 def undisturbed(cloud: Cloud, workdir: pathlib.Path, devices: str) -> dict[int, float]:
     """Train on as many processes and devices of this machine, without a disturbance."""
     verb = ["train", "--config", "config.py", "--workdir", str(workdir)]
-    flags = ["--env", f"XLA_FLAGS={cloud.flags(4)}"]
+    flags = ["--env", f"XLA_FLAGS={cloud.flags(2)}"]
     command = [sys.executable, "-m", "lm", "launch", "--target", "local", "--topology", devices, *flags, "--", *verb]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr

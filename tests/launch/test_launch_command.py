@@ -51,7 +51,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_made(repository
         "--env x: expected NAME=VALUE",
         "gke has no such option",
         'v5e has no slice of 4x5. Did you mean "4x8"?',
-        "expected gs:// or s3://",
+        "expected gs:// or s3:// (or add --shared-disk",
         "the working tree differs from its commit (config.py)",
         'config.model.num_layres is not a field. Did you mean "num_layers"?',
     ):

@@ -5,10 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from lm.__main__ import main
+from lm.launch import tpu_vm_driver
+from lm.launch.records import jobs_in
 from tests.commands.runs import write_text
 from tests.launch.cloud import STEPS, Disturber, cloud, config_on, losses, undisturbed, wait_for
 
@@ -18,11 +21,11 @@ __all__ = ["cloud"]
 @pytest.mark.slow
 def test_a_run_on_two_slurm_nodes_ends_as_if_nothing_had_happened(cloud, tmp_path):
     cloud.commit(config_py=config_on(write_text(tmp_path / "words.txt")))
-    expected = undisturbed(cloud, tmp_path / "undisturbed", "2*cpu:4")
+    expected = undisturbed(cloud, tmp_path / "undisturbed", "2*cpu:2")
     assert len(expected) == STEPS
     workdir = str(tmp_path / "run")
-    launch = ["launch", "--target", "slurm", "--topology", "2*cpu:4", "--grace-seconds", "20"]
-    launch += ["--env", f"XLA_FLAGS={cloud.flags(4)}", "--option", f"python={sys.executable}", "--install", ""]
+    launch = ["launch", "--target", "slurm", "--topology", "2*cpu:2", "--grace-seconds", "20"]
+    launch += ["--env", f"XLA_FLAGS={cloud.flags(2)}", "--option", f"python={sys.executable}", "--install", ""]
     launch += ["--", "train", "--config", "config.py", "--workdir", workdir]
     assert main(launch) == 0
     (job,) = cloud.tools._batch_jobs()
@@ -55,3 +58,55 @@ def test_a_run_on_two_slurm_nodes_ends_as_if_nothing_had_happened(cloud, tmp_pat
         ]
         == "done"
     )
+
+
+@pytest.mark.slow
+def test_a_run_on_two_tpu_hosts_ends_as_if_nothing_had_happened(cloud, tmp_path, monkeypatch):
+    cloud.commit(config_py=config_on(write_text(tmp_path / "words.txt")))
+    expected = undisturbed(cloud, tmp_path / "undisturbed", "2*cpu:2")
+    workdir = str(tmp_path / "run")
+    monkeypatch.setattr(tpu_vm_driver, "_POLL_SECONDS", 1.0)
+    monkeypatch.setattr(tpu_vm_driver, "_BACKOFF_SECONDS", (0.5, 2.0))
+    (cloud.folder / "refusals").write_text("2")  # no quota, at first
+    launch = [
+        "launch",
+        "--target",
+        "tpu-vm",
+        "--topology",
+        "v5p:2x2x2",
+        "--spot",
+        "--shared-disk",
+        "--option",
+        "zone=us-east5-a",
+    ]
+    launch += ["--env", f"XLA_FLAGS={cloud.flags(2)}", "--option", f"python={sys.executable}", "--install", ""]
+    launch += ["--", "train", "--config", "config.py", "--workdir", workdir]
+    problems = []
+
+    def disturb():
+        try:
+            wait_for(lambda: jobs_in(workdir), 60, "the job's record")
+            (store_,) = jobs_in(workdir)
+            name = store_.job().name
+            Disturber(1, workdir, times=2).run(
+                {
+                    "preempted": lambda: cloud.tools.suspend(name, grace=20.0),
+                    "lost": lambda: cloud.tools.suspend(name),
+                }
+            )
+        except BaseException as error:
+            problems.append(error)
+            for each in jobs_in(workdir):
+                each.ask_to_stop("the test failed")
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    code = main(launch)
+    thread.join()
+    assert (code, problems) == (0, [])
+    assert losses(workdir) == expected
+    assert cloud.asked("queued-resources create") == 2 + 3
+    assert not list((cloud.folder / "resources").glob("*")), "something is left that costs money"
+    assert not cloud.hosts_with_processes()
+    assert main(launch) == 0  # the same job again: nothing to do
+    assert cloud.asked("queued-resources create") == 2 + 3

@@ -1,18 +1,16 @@
-"""TPU VMs and GKE that take hosts away, with everything on an object store: an S3 server in this process."""
+"""A GKE that takes hosts away, with everything on an object store: an S3 server in this process."""
 
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from lm.__main__ import main
-from lm.launch import tpu_vm_driver
 from lm.launch.records import jobs_in
 from tests.commands.runs import write_text
-from tests.launch.cloud import Disturber, cloud, config_on, losses, undisturbed, wait_for
+from tests.launch.cloud import Disturber, cloud, config_on, wait_for
 from tests.peer.test_object_store import endpoint, store
 
 __all__ = ["cloud", "endpoint", "store"]
@@ -39,46 +37,6 @@ def shards(cloud, store, monkeypatch, tmp_path):
         (tmp_path / "text.py").write_text(config_on(write_text(tmp_path / "words.txt")))
         assert main(["data", "build", "--config", str(tmp_path / "text.py"), "--out", SHARDS]) == 0
     cloud.commit(config_py=config_on(SHARDS, "shards"), rates_py=SWEEP)
-
-
-def test_a_run_on_two_tpu_hosts_ends_as_if_nothing_had_happened(cloud, shards, tmp_path, monkeypatch):
-    expected = undisturbed(cloud, tmp_path / "undisturbed", "2*cpu:4")
-    workdir = "s3://bucket/preemption/run"
-    monkeypatch.setattr(tpu_vm_driver, "_POLL_SECONDS", 1.0)
-    monkeypatch.setattr(tpu_vm_driver, "_BACKOFF_SECONDS", (0.5, 2.0))
-    (cloud.folder / "refusals").write_text("2")  # no quota, at first
-    launch = ["launch", "--target", "tpu-vm", "--topology", "v5p:2x2x2", "--spot", "--option", "zone=us-east5-a"]
-    launch += ["--env", f"XLA_FLAGS={cloud.flags(4)}", "--option", f"python={sys.executable}", "--install", ""]
-    launch += ["--", "train", "--config", "config.py", "--workdir", workdir]
-    problems = []
-
-    def disturb():
-        try:
-            wait_for(lambda: jobs_in(workdir), 60, "the job's record")
-            (store_,) = jobs_in(workdir)
-            name = store_.job().name
-            Disturber(1, workdir, times=2).run(
-                {
-                    "preempted": lambda: cloud.tools.suspend(name, grace=20.0),
-                    "lost": lambda: cloud.tools.suspend(name),
-                }
-            )
-        except BaseException as error:
-            problems.append(error)
-            for each in jobs_in(workdir):
-                each.ask_to_stop("the test failed")
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    code = main(launch)
-    thread.join()
-    assert (code, problems) == (0, [])
-    assert losses(workdir) == expected
-    assert cloud.asked("queued-resources create") == 2 + 3
-    assert not list((cloud.folder / "resources").glob("*")), "something is left that costs money"
-    assert not cloud.hosts_with_processes()
-    assert main(launch) == 0  # the same job again: nothing to do
-    assert cloud.asked("queued-resources create") == 2 + 3
 
 
 def test_a_sweep_on_two_gke_hosts_has_every_run_once_and_equal(cloud, shards, tmp_path, capsys):

@@ -8,15 +8,17 @@ set -euo pipefail
 source "$(dirname "$0")/venv.sh"
 cd "$root"
 
+workers=2
 fast="not slow and not real_data and not peer and not aot"
 if [ "${1:-}" = "--all" ]; then
   shift
-  install "test,peer,log,eval,s3,tpu"
+  install "test,peer,log,eval,s3,tpu,launch"
   # To compile for GPUs, JAX's own plugin is enough: no CUDA, which the extra gpu would bring.
   jax="$("$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("jax"))')"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     "jax-cuda13-plugin==$jax" "jax-cuda13-pjrt==$jax"
   select=""
+  workers=3  # many of these wait: for other processes, for a deadline, for an installation
   if [ -z "${LM_REAL_DATA:-}" ]; then
     echo "LM_REAL_DATA is not set: leaving out the tests that read real corpora" >&2
     select="not real_data"
@@ -27,4 +29,4 @@ else
 fi
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile -m "$select" "$@"
+exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile -m "$select" "$@"

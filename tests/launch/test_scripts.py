@@ -18,7 +18,8 @@ def scripts() -> dict[str, str]:
         if path.suffix in (".sh", ".sbatch"):
             found[name] = path.read_text()
         if path.suffix == ".sbatch":
-            found[f"{name}: host"] = re.search(r"^host='\n(.*?)^'$", path.read_text(), re.DOTALL | re.MULTILINE)[1]
+            host = re.search(r"^host='\n(.*?)^'$", path.read_text(), re.DOTALL | re.MULTILINE)[1]
+            found[f"{name}: host"] = f"ends=.  # exported to it\n{host}"
         if path.name == "job.yaml":
             task = yaml.safe_load(path.read_text())
             found |= {f"{name}: {part}": task[part] for part in ("setup", "run") if part in task}

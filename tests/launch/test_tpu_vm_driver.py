@@ -116,6 +116,14 @@ def test_tpus_that_are_gone_without_a_word_are_asked_for_again():
     assert cloud.drive().status == "done" and cloud.calls == [*ALL, *ALL, "delete"]
 
 
+def test_tpus_that_keep_vanishing_are_given_up():
+    cloud = Cloud(job(max_restarts=2))
+    for seconds in range(1000, 9000, 1000):
+        cloud.script[seconds] = cloud.phases.clear
+    with pytest.raises(LmError, match="lost more than 2 times"):
+        cloud.drive()
+
+
 def test_a_slice_that_is_preempted_while_its_request_still_counts_as_active_is_renewed():
     cloud = Cloud(job()).ends(9000)
     (node,) = tpu_vm.resources(cloud.job)[0].nodes.values()

@@ -52,6 +52,12 @@ def test_reserved_capacity_is_not_asked_for_as_spot():
     assert "--spot" not in argv and {"--reserved", "--reservation=ours"} <= set(argv)
 
 
+def test_hosts_are_told_before_a_maintenance_unless_their_generation_cannot():
+    flag = "--autocheckpoint-enabled"
+    assert flag in tpu_vm.render(job()).submit[0].argv
+    assert flag not in tpu_vm.render(job(options={"autocheckpoint": "false"})).submit[0].argv
+
+
 # What a host runs
 
 

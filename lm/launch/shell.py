@@ -46,9 +46,9 @@ def install(job: Job) -> str:
 install() {{
 {own if job.install is None else f"  {job.install}{chr(10)}"}}}
 for attempt in 1 2 3; do  # a package index may be away for a moment
-  [ -e .installed ] || {{ install && touch .installed; }} || sleep 20
+  [ -e .installed ] || {{ install && touch .installed; }} || {{ echo "installing failed ($attempt of 3)"; sleep 20; }}
 done
-[ -e .installed ] || {{ echo "installing failed, see above"; exit 1; }}
+[ -e .installed ] || exit 1
 """
 
 

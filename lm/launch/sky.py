@@ -152,9 +152,8 @@ def _run(job: Job) -> str:
     together = ""
     if accelerator.gpu and not job.is_sweep and _machines(job) > 1:  # TPU hosts find each other
         together = f"""\
-export LM_COORDINATOR=$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):{_PORT}
-export LM_NUM_PROCESSES=$SKYPILOT_NUM_NODES
-export LM_PROCESS_ID=$SKYPILOT_NODE_RANK
+first=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")
+export LM_COORDINATOR=$first:{_PORT} LM_NUM_PROCESSES=$SKYPILOT_NUM_NODES LM_PROCESS_ID=$SKYPILOT_NODE_RANK
 """
     command = shlex.join(worker_command(job, shell.python_of(job)))
     return f"""\

@@ -21,6 +21,7 @@ OPTIONS: Mapping[str, str] = {
     "subnetwork": "the subnetwork of the VMs",
     "internal_ips": "true: no external addresses; installing then needs Cloud NAT, ssh needs a way in",
     "iap": "true: ssh through the Identity-Aware Proxy",
+    "autocheckpoint": "false: hosts are not told before a maintenance (for a generation that cannot)",
     "service_account": "whose rights the VMs have (default: Compute Engine's)",
     "python": "the interpreter on the VMs, with an install step of your own (default: python)",
 }
@@ -103,8 +104,8 @@ def _where(job: Job) -> tuple[str, ...]:
     return f"--zone={job.options['zone']}", *project
 
 
-def _is_on(job: Job, option: str) -> bool:
-    return job.options.get(option, "false").lower() in ("true", "1", "yes")
+def _is_on(job: Job, option: str, default: str = "false") -> bool:
+    return job.options.get(option, default).lower() in ("true", "1", "yes")
 
 
 def create(job: Job, resource: Resource) -> Command:
@@ -116,8 +117,9 @@ def create(job: Job, resource: Resource) -> Command:
     flags = [
         f"--accelerator-type={job.accelerator.gcloud_type}",
         f"--runtime-version={job.options.get('runtime', job.accelerator.tpu.runtime)}",
-        "--autocheckpoint-enabled",
     ]
+    if _is_on(job, "autocheckpoint", "true"):
+        flags.append("--autocheckpoint-enabled")
     if job.spot:
         flags.append("--spot")
     if job.reservation:

@@ -125,6 +125,11 @@ def test_a_job_comes_back_unless_it_is_done_or_a_host_says_that_there_is_no_use(
     assert ended == code and ("requeued 7" in lines) == again, lines
 
 
+def test_a_host_that_was_stopped_in_order_does_not_make_srun_end_the_others(tmp_path):
+    node = Node(tmp_path, '[ "$LM_LAUNCH_HOST" = 0-0 ] && exit 42; exit 0')
+    assert any(line.endswith("srun: exit 0; hosts: exit 0 42") for line in node.run()[1])
+
+
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED"])
 def test_a_job_that_someone_cancels_does_not_come_back(tmp_path, state):
     code, lines = Node(tmp_path, "exit 42").run(STATE=state)

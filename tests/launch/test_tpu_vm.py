@@ -52,6 +52,12 @@ def test_reserved_capacity_is_not_asked_for_as_spot():
     assert "--spot" not in argv and {"--reserved", "--reservation=ours"} <= set(argv)
 
 
+def test_hosts_are_told_before_a_maintenance_unless_their_generation_cannot():
+    flag = "--autocheckpoint-enabled"
+    assert flag in tpu_vm.render(job()).submit[0].argv
+    assert flag not in tpu_vm.render(job(options={"autocheckpoint": "false"})).submit[0].argv
+
+
 # What a host runs
 
 
@@ -117,45 +123,49 @@ def test_a_worker_starts_again_after_42_and_death_by_signal_and_never_after_anyt
     assert [int(line.split()[-1]) for line in lines if "host 0-5: exit" in line] == [42, 137, 134, 42, last]
 
 
-def test_a_machine_that_goes_does_not_start_its_worker_again(tmp_path):
-    host = Host(tmp_path, job(install=""), "trap 'exit 42' TERM; touch ~/started; while :; do /bin/sleep 0.05; done")
-    process = host.start()
-    while not (host.home / "started").exists():
+def pid_of_worker(host: Host) -> int:
+    """Wait for the worker's stand-in to say who it is."""
+    path = host.home / "pid"
+    for _ in range(1000):
+        if path.exists() and path.read_text().strip():
+            return int(path.read_text())
         time.sleep(0.02)
+    raise AssertionError("no worker came")
+
+
+def test_a_machine_that_goes_does_not_start_its_worker_again(tmp_path):
+    steps = "trap 'exit 42' TERM; echo $$ > ~/pid; while :; do /bin/sleep 0.05; done"
+    host = Host(tmp_path, job(install=""), steps)
+    process = host.start()
+    worker = pid_of_worker(host)
     process.send_signal(signal.SIGTERM)  # init's shutdown tells all processes: first the script, then the worker
     time.sleep(0.1)
     assert process.poll() is None
-    worker = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(worker[0]), signal.SIGTERM)
+    os.kill(worker, signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 42 and out.count("exit 42") == 1
 
 
 def test_a_second_start_does_nothing_while_the_first_runs_or_its_worker_is_left(tmp_path):
-    host = Host(tmp_path, job(install=""), "touch ~/started; exec /bin/sleep 30")
+    host = Host(tmp_path, job(install=""), "[ -e ~/pid ] && exit 0; echo $$ > ~/pid; exec /bin/sleep 30")
     first = host.start()
-    while not (host.home / "started").exists():
-        time.sleep(0.02)
+    worker = pid_of_worker(host)
     assert host.run() == (0, ["runs already"])
-    worker = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
     first.kill()
     first.wait()
     assert host.run() == (0, ["runs already"])
-    os.kill(int(worker[0]), signal.SIGKILL)
-    (host.home / "started").unlink()
-    third = host.start()
-    while not (host.home / "started").exists():
-        time.sleep(0.02)
-    worker = subprocess.run(["pgrep", "-P", str(third.pid)], capture_output=True, text=True).stdout.split()
-    third.kill()
-    os.kill(int(worker[0]), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    for _ in range(100):  # until it is dead
+        if (lines := host.run()[1]) != ["runs already"]:
+            break
+    assert len(lines) == 1 and lines[0].endswith("host 0-5: exit 0")
 
 
 def test_code_is_installed_once_per_commit_and_tried_three_times(tmp_path):
     install = "echo installing; [ -e ~/works ]"
     host = Host(tmp_path, job(install=install), SAYS)
     code, lines = host.run()
-    assert code == 1 and lines.count("installing") == 3 and "installing failed" in lines[-1]
+    assert code == 1 and lines.count("installing") == 3 and lines[-1] == "installing failed (3 of 3)"
     (host.home / "works").touch()
     assert host.run()[1].count("installing") == 1
     assert host.run()[1].count("installing") == 0

@@ -53,7 +53,7 @@ class Cloud:
         if verb == "delete":
             self.phases.pop(name, None)
         if verb == "ssh" and "tail" in command.argv[-1]:
-            return Completed(0, "installing failed, see above\n")
+            return Completed(0, "installing failed (3 of 3)\n")
         return Completed(0)
 
     def sleep(self, seconds: float) -> None:
@@ -114,6 +114,14 @@ def test_tpus_that_are_gone_without_a_word_are_asked_for_again():
     cloud = Cloud(job()).ends(9000)
     cloud.script[1000] = cloud.phases.clear
     assert cloud.drive().status == "done" and cloud.calls == [*ALL, *ALL, "delete"]
+
+
+def test_tpus_that_keep_vanishing_are_given_up():
+    cloud = Cloud(job(max_restarts=2))
+    for seconds in range(1000, 9000, 1000):
+        cloud.script[seconds] = cloud.phases.clear
+    with pytest.raises(LmError, match="lost more than 2 times"):
+        cloud.drive()
 
 
 def test_a_slice_that_is_preempted_while_its_request_still_counts_as_active_is_renewed():

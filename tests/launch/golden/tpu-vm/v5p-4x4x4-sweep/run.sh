@@ -29,9 +29,9 @@ install() {
   ~/.local/bin/uv pip install --quiet --python ../venv/bin/python --editable '.[tpu,gcs]'
 }
 for attempt in 1 2 3; do  # a package index may be away for a moment
-  [ -e .installed ] || { install && touch .installed; } || sleep 20
+  [ -e .installed ] || { install && touch .installed; } || { echo "installing failed ($attempt of 3)"; sleep 20; }
 done
-[ -e .installed ] || { echo "installing failed, see above"; exit 1; }
+[ -e .installed ] || exit 1
 
 going=
 trap 'going=yes' TERM  # the worker was told too: bash waits for it first

@@ -104,10 +104,12 @@ def _launch(args: argparse.Namespace) -> None:
     if root is not None:
         job = dataclasses.replace(job, commit=code.commit(root))
     module = _module(job.target) if job.target in TARGETS else None
-    problems += problems_of(job, root, module and module.render)
+    found, needs = problems_of(job, root, module and module.render)
+    problems += found
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise UsageError(f"not launched; {len(problems)} problem{'s' * (len(problems) > 1)}:{lines}")
+    job = dataclasses.replace(job, needs=needs)
     rendering, price = module.render(job), prices.cost(job)
     if args.dry_run:
         _show(job, rendering, price, args.json)

@@ -25,8 +25,8 @@ VERBS = ("train", "eval", "sweep", "data", "tokenizer", "generate", "export", "f
 ON_OTHER_MACHINES = ("tpu-vm", "gke", "xpk", "sky")  # targets that share no disk with this one
 
 
-def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None) -> list[str]:
-    """Return everything that is wrong with a job, a line each; nothing is created.
+def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None) -> tuple[list[str], tuple[str, ...]]:
+    """Return everything that is wrong with a job, a line each, and the extras that its configs need; nothing is created.
 
     Args:
       job: named.
@@ -34,6 +34,7 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
       render: the target's renderer, which knows what it cannot serve; None: there is no such target.
     """
     found: list[str] = []
+    needs: set[str] = set()
 
     def check(what: Callable[[], None]) -> None:
         try:
@@ -59,6 +60,7 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
         found.append(str(error))
     if options is not None:
         for name, config in _configs(job, options, accelerator, found):
+            needs |= _extras(config)
             for look in (_check_slices, _check_memory, _check_data, _check_tokenizer):
                 try:
                     look(job, config, accelerator)
@@ -66,7 +68,13 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
                     found.append(f"{name}{error}")
         if checkpoint := option(job.arguments, "--checkpoint"):
             check(lambda: _check_checkpoint(job, checkpoint))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), tuple(sorted(needs))
+
+
+def _extras(config: Config) -> set[str]:
+    """Return the project's extras that a config's hosts need beside their accelerator's and the store's."""
+    needs = {"data"} if config.data.source in ("huggingface", "parquet") else set()
+    return needs | {"log"} if config.log.wandb else needs
 
 
 def _parsed(job: Job) -> argparse.Namespace:

@@ -36,6 +36,7 @@ class Job:
     grace_seconds: int = 120  # between the word that a host will be taken and its end
     silence_minutes: float = 60.0  # without a word of the process it counts as hung and starts again
     budget_hours: float | None = None  # of running time, over all attempts
+    needs: tuple[str, ...] = ()  # extras of this project that the config needs: "data", "log"
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the target: zone, partition, queue …
     name: str = ""  # its own: see `named`
 
@@ -63,7 +64,7 @@ class Job:
         schemes = {"gs": "gcs", "s3": "s3"}
         used = [extra for scheme, extra in schemes.items() if self.workdir.startswith(f"{scheme}://")]
         searched = ["sweep"] if self.is_sweep and "--search" in self.arguments else []
-        return ",".join([*needed, *used, *searched])
+        return ",".join([*needed, *used, *searched, *self.needs])
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
@@ -72,7 +73,8 @@ class Job:
     def from_dict(values: Mapping[str, Any]) -> "Job":
         names = {field.name for field in dataclasses.fields(Job)}
         known = {name: value for name, value in values.items() if name in names}
-        return Job(**{**known, "arguments": tuple(known["arguments"])})
+        tuples = {name: tuple(known[name]) for name in ("arguments", "needs") if name in known}
+        return Job(**{**known, **tuples})
 
 
 def named(job: Job) -> Job:

@@ -8,7 +8,7 @@ import numpy as np
 from lm.report import page
 from lm.report.plots import Series, line_plot, smooth
 from lm.report.sweep_words import counted, unit_of
-from lm.sweep.results import Curve, Sweep, read_curve
+from lm.sweep.results import Curve, Sweep, read_curves
 
 MOST_COLORED = 6  # lines of their own in the curves; the others are faint
 POINTS = 200  # of a curve
@@ -23,8 +23,7 @@ def curves_section(sweep: Sweep, ranked: Sequence[str]) -> page.Markup | None:
       sweep: its runs' metrics are read.
       ranked: the variants, the best first.
     """
-    done = [run for run in sweep.runs if run.status == "done"]
-    curves = {(run.variant, run.seed): curve for run in done if (curve := read_curve(sweep, run)) is not None}
+    curves = read_curves(sweep)
     if not curves:
         return None
     is_validation = all(curve.is_validation for curve in curves.values())

@@ -174,7 +174,7 @@ class Curve:
     axes: Mapping[str, np.ndarray]
 
 
-def read_curve(sweep: Sweep, run: Run, fewest_evaluations: int = 5) -> Curve | None:
+def read_curve(sweep: Sweep, run: Run, fewest_evaluations: float = 4) -> Curve | None:
     """Return a run's curve: of its validation metric if it was evaluated often enough, else of its training batches.
 
     FLOPs are those of the whole run, spread evenly over its tokens.
@@ -205,6 +205,20 @@ def read_curve(sweep: Sweep, run: Run, fewest_evaluations: int = 5) -> Curve | N
         is_validation=is_validation,
         axes={"tokens": tokens, "flops": tokens * flops_per_token, "seconds": seconds},
     )
+
+
+def read_curves(sweep: Sweep) -> dict[tuple[str, int], Curve]:
+    """Return the curves of all finished runs by variant and seed, all of the same kind: one is not read beside another."""
+    done = [run for run in sweep.runs if run.status == "done"]
+
+    def read(**options) -> dict[tuple[str, int], Curve]:
+        found = {(run.variant, run.seed): read_curve(sweep, run, **options) for run in done}
+        return {key: curve for key, curve in found.items() if curve is not None}
+
+    curves = read()
+    if len({curve.is_validation for curve in curves.values()}) > 1:
+        curves = read(fewest_evaluations=math.inf)
+    return curves
 
 
 def _cumulative(seconds: list[float]) -> list[float]:

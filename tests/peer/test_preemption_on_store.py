@@ -39,11 +39,12 @@ def shards(cloud, store, monkeypatch, tmp_path):
     cloud.commit(config_py=config_on(SHARDS, "shards"), rates_py=SWEEP)
 
 
-def test_a_sweep_on_two_gke_hosts_has_every_run_once_and_equal(cloud, shards, tmp_path, capsys):
+def test_a_sweep_on_two_gke_hosts_has_every_run_once_and_equal(cloud, shards, store, tmp_path, capsys, monkeypatch):
     size = ["--config.optimizer.num_steps=60"]
     local = [sys.executable, "-m", "lm", "sweep", "--config", "rates.py", "--workdir", str(tmp_path / "sweep"), *size]
     subprocess.run(local, check=True, capture_output=True, env={**os.environ, "XLA_FLAGS": cloud.flags(1)})
     workdir = "s3://bucket/preemption/sweep"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # the tests' own: a host has none
     launch = ["launch", "--target", "gke", "--topology", "2*v5e:2x2", "--install", "", "--grace-seconds", "20"]
     launch += ["--env", f"XLA_FLAGS={cloud.flags(1)}"]
     assert main([*launch, "--", "sweep", "--config", "rates.py", "--workdir", workdir, *size]) == 0

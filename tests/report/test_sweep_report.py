@@ -12,7 +12,7 @@ from lm.errors import DamagedFileError, UsageError
 from lm.report import sweep_text, sweep_words
 from lm.report.sweep import write_sweep_report
 from lm.storage import read_text, write_atomic
-from lm.sweep.results import read_curve, read_sweep
+from lm.sweep.results import read_curve, read_curves, read_sweep
 from lm.sweep.statistics import judge
 from tests.report.test_run_report import Checker
 from tests.sweep.common import run_id, write_sweep
@@ -216,6 +216,16 @@ def test_a_curve_is_of_validation_where_there_is_enough_of_it_and_counts_flops_b
     assert curve.axes["flops"][-1] == pytest.approx(sweep.runs[0].number("flops"))
     few = read_sweep(write_sweep(tmp_path / "few", {"gelu": {}}, seeds=(0,), evals=1))
     assert not read_curve(few, few.runs[0]).is_validation
+
+
+def test_one_runs_validation_is_not_drawn_beside_anothers_training_batches(tmp_path):
+    folder = write_sweep(tmp_path / "s", {"gelu": {}, "swiglu": {}}, seeds=(0,), evals=12)
+    sweep = read_sweep(folder)
+    path = tmp_path / "s" / "runs" / sweep.runs[0].id / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line).get("kind") != "eval"]
+    path.write_text("\n".join(lines) + "\n")
+    assert [read_curve(sweep, run).is_validation for run in sweep.runs] == [False, True]
+    assert [curve.is_validation for curve in read_curves(sweep).values()] == [False, False]
 
 
 def test_what_comes_from_names_is_escaped_and_drawn_as_it_is(tmp_path):

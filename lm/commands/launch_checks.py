@@ -17,7 +17,7 @@ from lm.config import Config, apply_overrides, set_fields
 from lm.errors import LmError, UsageError, did_you_mean
 from lm.launch import code
 from lm.launch.accelerators import HERE, Accelerator
-from lm.launch.job import Job, option
+from lm.launch.job import Job, option, secrets_in
 from lm.resolve import resolve, with_vocabulary
 from lm.storage import exists, is_remote, make_folder
 
@@ -51,6 +51,11 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
         if render is not None:
             check(lambda: render(job))
     check(lambda: _check_workdir(job))
+    if job.target not in ("gke", "xpk") and (names := secrets_in(job)):  # whose renderers know a better way
+        found.append(
+            f"--env {', '.join(names)}: a secret would stand in the job's records, for all who read the workdir; set it in "
+            "the hosts' own environment."
+        )
     if root is not None:
         check(lambda: _check_commit(root))
     options: argparse.Namespace | None = None

@@ -1,10 +1,9 @@
 """What a pod runs, by hand (`gke`) or through xpk: an image, the code put into it, the job's worker."""
 
-import re
 import shlex
 
 from lm.errors import UsageError
-from lm.launch.job import Job
+from lm.launch.job import Job, secrets_in
 from lm.launch.render import CODE, worker_command
 from lm.storage import join
 
@@ -13,7 +12,6 @@ _STORES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme -> the package that reads it
 _PIP = "pip install --quiet --root-user-action=ignore --disable-pip-version-check"
 # Without a quotation mark of the other kind: xpk writes the script between double quotes.
 _FETCH = "python -c 'import fsspec, sys; fsspec.filesystem(sys.argv[1]).get(sys.argv[2], sys.argv[3])'"
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
 # For as long as a package index or a store may be away. What fails three times is not mended by a new host.
 _INSTALL_TRIES = """\
 for pause in 10 60 none; do
@@ -89,5 +87,5 @@ def check(job: Job, secrets: str) -> None:
         )
     if not (job.accelerator.tpu or job.accelerator.gpu):
         raise UsageError(f"--topology {job.topology}: {job.target} serves TPUs and GPUs.")
-    if found := [name for name in job.environment if _SECRET.search(name.upper())]:
+    if found := secrets_in(job):
         raise UsageError(f"{', '.join(found)}: a secret must not be written into what is submitted; {secrets}.")

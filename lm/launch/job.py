@@ -11,6 +11,7 @@ from typing import Any
 from lm.launch.accelerators import Accelerator, parse
 from lm.storage import join
 
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
 TARGETS = ("local", "tpu-vm", "gke", "xpk", "slurm", "sky")
 
 
@@ -85,6 +86,11 @@ def named(job: Job) -> Job:
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]
     words = re.sub(r"[^a-z0-9]+", "-", f"{job.verb}-{_config_name(job.arguments)}".lower()).strip("-")
     return dataclasses.replace(job, name=f"{words[:24].strip('-')}-{digest}")  # Kubernetes adds to it, up to 63
+
+
+def secrets_in(job: Job) -> list[str]:
+    """Return the names of the job's variables that look like secrets: its records can be read by many."""
+    return [name for name in job.environment if _SECRET.search(name.upper())]
 
 
 def option(arguments: tuple[str, ...], name: str) -> str | None:

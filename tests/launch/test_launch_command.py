@@ -80,6 +80,15 @@ def test_a_mistake_is_named(repository, capsys, target, verb, expected):
     assert sorted(os.listdir(repository)) == [".git", "config.py"]
 
 
+def test_a_secret_does_not_get_into_the_records(repository, capsys, tmp_path):
+    verb = ["train", "--config", "config.py", "--workdir", str(tmp_path / "run"), "--config.data.source=stdlib"]
+    launch = ["launch", "--target", "local", "--env", "WANDB_API_KEY=0123", "--", *verb, "--config.data.path=None"]
+    assert main(launch) == 2
+    said = capsys.readouterr().err
+    assert "--env WANDB_API_KEY: a secret" in said and "0123" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_that_does_not_fit_is_refused_with_what_to_change(repository, capsys):
     size = ["--config.model.d_model=4096", "--config.model.num_layers=24", "--config.data.source=stdlib"]
     verb = ["train", "--config", "config.py", "--workdir", "run", "--config.data.path=None", *size]

@@ -26,7 +26,7 @@ HOST, LIVENESS = "LM_LAUNCH_HOST", "LM_LIVENESS_FILE"
 _BEAT_SECONDS = {False: 2.0, True: 15.0}  # between two words of a host, by whether its folder is on an object store
 _LOG_SECONDS = {False: 2.0, True: 60.0}  # every flush to a store makes one more object there
 _LAST_LINES = 20  # of the log, in what is said of an end
-_KILL_SECONDS = 60.0  # from SIGTERM to SIGKILL for a process that hangs
+_KILL_SECONDS = 60.0  # beyond the job's grace, from SIGTERM to SIGKILL for a process that does not end
 
 
 def work(folder: str, environment: Mapping[str, str] = os.environ) -> int:
@@ -80,7 +80,8 @@ class _Attempt:
         self._began, self._progress, self._used = time.time(), progress, used
         self._log, self._lock, self._tail = store.log(host), threading.Lock(), [""]
         self._heard = self._flushed = time.monotonic()
-        self._stop: str | None = None  # why this worker ended the process itself
+        self._stop: str | None = None  # why this worker ends the process itself
+        self._told: float | None = None  # when it told it so
         self._hung = False
         self._remote = is_remote(store.folder)
         # Of hosts that train together the first one alone speaks.
@@ -155,6 +156,8 @@ class _Attempt:
         """Say what this host does; end a process that hangs, or that should stop."""
         if time.monotonic() - self._flushed >= _LOG_SECONDS[self._remote]:
             self._flush()
+            with contextlib.suppress(LmError):
+                self._progress = records.progress_of(self._job)
         with contextlib.suppress(LmError):  # a store that is away for a while must not end the run
             self._store.write_host(self._now(RUNNING))
             self._stop = self._stop or self._store.stop_reason()
@@ -163,10 +166,11 @@ class _Attempt:
             self._stop = self._stop or _over_budget(self._job)
         silent = time.monotonic() - self._heard
         is_silent = self._speaks and silent > self._job.silence_minutes * 60
-        if self._stop is not None or (is_silent and not self._hung):
-            self._hung = is_silent
+        self._hung = self._hung or is_silent
+        if (self._stop is not None or self._hung) and self._told is None:
+            self._told = time.monotonic()
             child.terminate()
-        elif self._hung and silent > self._job.silence_minutes * 60 + _KILL_SECONDS:
+        elif self._told is not None and time.monotonic() - self._told > _KILL_SECONDS + self._job.grace_seconds:
             child.kill()
         if not is_silent and (path := os.environ.get(LIVENESS)):
             with open(path, "w") as file:

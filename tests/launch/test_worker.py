@@ -147,7 +147,12 @@ def test_a_budget_that_is_used_up_stops_the_job(tmp_path):
 def test_a_process_that_says_nothing_is_ended_and_may_start_again(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_KILL_SECONDS", 0.2)
     monkeypatch.setattr(worker, "_BEAT_SECONDS", {False: 0.1, True: 0.1})
-    made = job(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)", silence_minutes=0.5 / 60)
+    made = job(
+        tmp_path,
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)",
+        silence_minutes=0.5 / 60,
+        grace_seconds=0,
+    )
     assert work(made.folder, os.environ) == 42
     assert "without a word" in Records(made.folder).state(made).reason
 

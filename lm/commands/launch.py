@@ -136,7 +136,8 @@ def _launch(args: argparse.Namespace) -> None:
 
 def _goes_on(job: Job, store: Records, rendering: Rendering) -> bool:
     """Return whether a job that exists has something left to do for this command, and say what it is."""
-    state = store.state(store.job())
+    known = store.job()
+    state = store.state(known)
     common.note(f"this job exists: {state.state}{f' ({state.reason})' if state.reason else ''}")
     if state.state == DONE:
         return False
@@ -148,6 +149,10 @@ def _goes_on(job: Job, store: Records, rendering: Rendering) -> bool:
         return False
     elif state.state == RUNNING and job.target == "local":
         return False
+    if known.commit != job.commit:
+        common.note(
+            f"it was launched with the code of {known.commit[:12]}; its next start takes that of {job.commit[:12]}"
+        )
     write_atomic(join(job.folder, "job.json"), job.to_json())
     return True
 

@@ -4,6 +4,9 @@
 
 The rate is that of the matrices (Muon's); that of the rest stays. Rates share one compilation, so a column of the grid
 costs little more than its steps.
+
+Small setting, 3 seeds: the best rate is 4.5e-3, 9e-3 and 1.8e-2 for 4, 8 and 16 rows, so it doubles with the batch; 16 rows are
+1.4 % worse at their best than 8.
 """
 
 from lm.sweep.algebra import Sweep, product, seeds, sweep

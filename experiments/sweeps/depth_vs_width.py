@@ -1,6 +1,8 @@
 """Deep or wide, at equal training FLOPs and about equal parameters in the blocks?
 
 lm sweep --config experiments/sweeps/depth_vs_width.py --workdir runs/depth_vs_width
+
+Small setting, 3 seeds: 2 x 192 and 8 x 96 are both 0.9 % worse than 4 x 128 (95 % intervals 0.4 to 1.3, 0.5 to 1.3).
 """
 
 from lm.sweep.algebra import Sweep, chain, named, seeds

@@ -3,6 +3,8 @@
     lm sweep --config experiments/sweeps/parallel_block.py --workdir runs/parallel_block
 
 The block is below; `config.model.block` names it as "module:Class", and the module is this file.
+
+Small setting, 3 seeds: +0.40 % (95 % interval 0.0 to 0.9, p = 0.061): no difference seen, and 0.59 % would have been.
 """
 
 import flax.linen as nn

@@ -3,6 +3,9 @@
     lm sweep --config experiments/sweeps/sliding_window.py --workdir runs/sliding_window
 
 Rows have 128 tokens at the small setting; `--config.data.sequence_length` and windows of your own at a larger one.
+
+Small setting, 3 seeds: 16 in three of four layers beats full attention by 1.4 %, in every other layer by 1.3 %, 64 in all by
+0.6 %; 16 in all by 1.1 %, which its own scatter does not tell from none.
 """
 
 from lm.sweep.algebra import Sweep, chain, named, seeds

@@ -1,4 +1,4 @@
-"""Our batch scripts on a Slurm of twelve nodes that the test starts on this machine: read by sbatch, and run for real.
+"""Our batch scripts on a Slurm of fourteen nodes that the test starts on this machine: read by sbatch, and run.
 
 Needs Debian's slurm-wlm. Nothing but the loopback address is used; the nodes' GPUs are empty files.
 """
@@ -28,7 +28,7 @@ pytestmark = [
     ),
 ]
 
-NODES = 12
+NODES = 14
 CONFIG = """\
 ClusterName=lm
 SlurmctldHost={host}(127.0.0.1)
@@ -55,9 +55,11 @@ PreemptMode=REQUEUE
 PartitionName=gpus Nodes=n[1-10] Default=YES
 PartitionName=low Nodes=n[11-12] PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=n[11-12] PriorityTier=2 PreemptMode=OFF
+PartitionName=cpus Nodes={host},{host}x PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes={host},{host}x PriorityTier=2 PreemptMode=OFF
 """
 NODE = (
-    "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=128 RealMemory=2000000 "
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=128 RealMemory=2000000 "
     "Gres=gpu:h100:8 Feature=h100"
 )
 
@@ -96,7 +98,9 @@ def cluster(tmp_path_factory):
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in sockets]
     host, user = socket.gethostname().partition(".")[0], getpass.getuser()
-    nodes = "\n".join(NODE.format(number=n, host=host, port=ports[n]) for n in range(1, NODES + 1))
+    # Of the first two this machine knows the first one's name: it is process 0's address.
+    names = [host, f"{host}x", *(f"n{number}" for number in range(1, NODES - 1))]
+    nodes = "\n".join(NODE.format(name=n, host=host, port=port) for n, port in zip(names, ports[1:], strict=True))
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, user=user, ports=ports, nodes=nodes))
     (folder / "gres.conf").write_text(f"Name=gpu Type=h100 File={folder}/gpu[0-7]\n")
     for number in range(8):
@@ -107,7 +111,7 @@ def cluster(tmp_path_factory):
     one = Cluster(folder)
     munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key"]
     munge += [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
-    daemons = [munge, ["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-N", f"n{n}"] for n in range(1, NODES + 1))]
+    daemons = [munge, ["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-N", name] for name in names)]
     started = []
     try:
         for argv in daemons:
@@ -118,6 +122,7 @@ def cluster(tmp_path_factory):
             while argv is munge and not (folder / "munge.socket").exists():
                 time.sleep(0.05)
         for _ in range(300):
+            assert all(process.poll() is None for process in started), (folder / "slurmctld.log").read_text()[-2000:]
             if len(set(one.run("sinfo", "-N", "--noheader", "--states=idle", "--format=%N").stdout.split())) == NODES:
                 break
             time.sleep(0.1)

@@ -40,15 +40,15 @@ class Gpu:
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 
-def _solids(most: int) -> tuple[str, ...]:
-    """Return the 3D shapes of up to `most` chips: part of a cube of 64, or whole cubes."""
-    sides = range(4, most // 16 + 1, 4)
-    whole = [(a, b, c) for a in sides for b in sides for c in sides if a <= b <= c and a * b * c <= most]
+def _solids(longest: int) -> tuple[str, ...]:
+    """Return the 3D shapes up to 16 x 16 x `longest` chips: part of a cube of 64, or whole cubes."""
+    sides = range(4, 17, 4)
+    whole = [(a, b, c) for a in sides for b in sides for c in range(4, longest + 1, 4) if a <= b <= c]
     return ("2x2x1", "2x2x2", "2x2x4", "2x4x4", *("x".join(map(str, s)) for s in sorted(whole, key=math.prod)))
 
 
 TPUS: Mapping[str, Tpu] = {
-    "v4": Tpu("TPU v4", _solids(4096), "v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", {4: "ct4p-hightpu-4t"}, 60),
+    "v4": Tpu("TPU v4", _solids(16), "v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", {4: "ct4p-hightpu-4t"}, 60),
     "v5e": Tpu(
         "TPU v5 lite",
         _FLAT,
@@ -59,7 +59,7 @@ TPUS: Mapping[str, Tpu] = {
         {1: "ct5lp-hightpu-1t", 4: "ct5lp-hightpu-4t", 8: "ct5lp-hightpu-8t"},
         28,
     ),
-    "v5p": Tpu("TPU v5", _solids(6144), "v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", {4: "ct5p-hightpu-4t"}, 52),
+    "v5p": Tpu("TPU v5", _solids(24), "v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", {4: "ct5p-hightpu-4t"}, 52),
     "v6e": Tpu(
         "TPU v6 lite",
         _FLAT,

@@ -9,12 +9,13 @@ import time
 from typing import Any
 
 from lm.commands import common
-from lm.errors import UsageError
+from lm.errors import LmError, UsageError
 from lm.launch import prices
 from lm.launch.job import Job
 from lm.launch.records import ENDED, Records, jobs_in
 
 _POLL_SECONDS = 2.0
+_GONE = ("NOT_FOUND", "not found")  # what tools say of something that they should delete, and that is not there
 
 
 def run(action: str, workdir: str, args: argparse.Namespace) -> None:
@@ -107,14 +108,20 @@ def _stop(store: Records) -> None:
     store.ask_to_stop("asked to stop")
     print(f"{job.name}: asked to stop; its hosts save and end")
     module = importlib.import_module(f"lm.launch.{job.target.replace('-', '_')}")
+    failed = []
     for command in () if job.target == "local" else module.render(job).stop:
         program = command.argv[0]
         if shutil.which(program) is None:
             print(f"  {program} is not installed here; where it is, this gives back what costs money:\n  {command}")
         elif _saves_first(store, job):
             done = subprocess.run(command.argv, capture_output=True, text=True)
-            said = (done.stdout + done.stderr).strip().splitlines()
-            print(f"  {command.what}: {said[-1] if said else 'done'}")
+            said = (done.stdout + done.stderr).strip().splitlines() or ["done"]
+            if done.returncode and not any(word in line for word in _GONE for line in said):
+                failed.append(f"{next((line for line in said if line.startswith('ERROR')), said[-1])} (of: {command})")
+            else:
+                print(f"  {command.what}: {said[-1]}")
+    if failed:
+        raise LmError(f"{job.name}: NOT GIVEN BACK, what it has may cost money: {'; '.join(failed)}")
 
 
 def _saves_first(store: Records, job: Job) -> bool:

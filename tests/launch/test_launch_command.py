@@ -1,5 +1,6 @@
 """`lm launch` as a person meets it: refusals, one job however often it is launched, and its records."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from lm.__main__ import main
 from lm.launch.records import Records, jobs_in
+from lm.storage import write_atomic
 from tests.launch.common import job
 
 CONFIG = """
@@ -153,6 +155,33 @@ def test_stop_asks_the_hosts_and_a_new_submission_forgets_it(tmp_path, capsys):
     assert store.state(made).state == "stopped"
     store.submit(target="local")
     assert store.state(made).state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("Deleted queued resource [x].", 0),
+        ("ERROR: (gcloud) NOT_FOUND: no such resource", 0),
+        ("ERROR: (gcloud) You do not currently have an active account selected.\n\nto log in.", 1),
+    ],
+)
+def test_stop_says_with_its_exit_code_whether_what_costs_money_was_given_back(
+    tmp_path, capsys, monkeypatch, said, code
+):
+    made = job(tmp_path, "pass")
+    store = Records(made.folder)
+    moved = dataclasses.replace(made, target="tpu-vm", topology="v5e:4x4", options={"zone": "us-west4-a"})
+    write_atomic(os.path.join(store.folder, "job.json"), moved.to_json())
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.parent.mkdir()
+    gcloud.write_text(f"#!/bin/sh\ncat <<END >&2\n{said}\nEND\nexit {int('ERROR' in said)}\n")
+    gcloud.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gcloud.parent}{os.pathsep}{os.environ['PATH']}")
+    assert main(["launch", "stop", made.workdir]) == code
+    if code:
+        last = capsys.readouterr().err
+        assert "NOT GIVEN BACK" in last and "active account" in last and "queued-resources delete" in last
+        assert last.count("\n") == 1
 
 
 def test_a_workdir_without_jobs_says_so(tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 from lm.launch import sky
 from lm.launch.accelerators import TPUS, parse
-from tests.launch import golden
+from tests.launch import golden, pages
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -20,7 +20,7 @@ VERSION = "0.14.1"
 JOBS = {
     name: job for target, name, job in golden.cases() if target == "sky" and "refused.txt" not in golden.rendered(job)
 }
-# Reads task files and arguments of `sky jobs`, and prints what it made of each, or what it said.
+# Reads task files and command lines, and prints what it made of each, or what it said.
 READER = """
 import json, os, sys
 import sky
@@ -42,9 +42,11 @@ for path in asked["tasks"]:
     except Exception as error:
         tasks[path] = f"{type(error).__name__}: {error}"
 for line in asked["lines"]:
-    verb, *arguments = line[2:]
+    verb, words = command.cli, line[1:]
     try:
-        command.cli.commands["jobs"].commands[verb].make_context(verb, arguments)
+        while hasattr(verb, "commands"):
+            verb, words = verb.commands[words[0]], words[1:]
+        verb.make_context(line[1], words)
         lines[" ".join(line)] = "accepted"
     except Exception as error:
         lines[" ".join(line)] = f"{type(error).__name__}: {error}"
@@ -79,6 +81,7 @@ def read(tmp_path_factory):
         changed = one.replace("\n    - 42", " [42]").replace(right, wrong)
         assert wrong in changed
         (folder / f"{name}.yaml").write_text(changed)
+    lines += pages.of("sky")
     lines.append(("sky", "jobs", "launch", "--detachrun", "job.yaml"))
     asked = {"tasks": sorted(path.name for path in folder.glob("*.yaml")), "lines": lines}
     done = subprocess.run(
@@ -110,9 +113,10 @@ def test_skypilot_reads_of_a_task_what_we_mean(read, name, record_property):
     assert task["mounts"] == (None if job.image else {"~/code.tar.gz": "code.tar.gz"})
 
 
-def test_skypilot_takes_all_our_command_lines(read, record_property):
+def test_skypilot_takes_all_our_command_lines_and_those_of_its_page(read, record_property):
     lines = {line: said for line, said in read["lines"].items() if "--detachrun" not in line}
-    record_property("validated", f"{len(lines)} command lines by SkyPilot {VERSION}'s")
+    record_property("validated", f"{len(lines)} command lines, the launch page's too, by SkyPilot {VERSION}'s parser")
+    assert {" ".join(argv) for argv in pages.of("sky")} <= set(lines)
     assert set(lines.values()) == {"accepted"}, lines
     (wrong,) = [said for line, said in read["lines"].items() if line not in lines]
     assert "No such option" in wrong

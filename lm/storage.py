@@ -7,6 +7,7 @@ need them are functions here: `write_atomic` and `LineLog`.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -42,11 +43,12 @@ def filesystem(path: str):
     import fsspec
 
     scheme = path.split("://", 1)[0]
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs with a traceback what it also raises
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)  # Orbax writes beside fsspec
     except (ImportError, ValueError) as error:
         extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(scheme)
-        hint = f' Install it with: pip install "lm[{extra}]".' if extra else ""
+        hint = f" Install it with: pip install -e '.[{extra}]'." if extra else ""
         raise UsageError(f'cannot open "{path}": {error}.{hint}') from error
 
 

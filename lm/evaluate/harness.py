@@ -19,7 +19,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from yaml import YAMLError
 except ImportError as error:
-    raise UsageError(f'--include-path needs lm-evaluation-harness ({error}): pip install "lm[eval]".') from error
+    raise UsageError(f"--include-path needs lm-evaluation-harness ({error}): pip install -e '.[eval]'.") from error
 
 _GENERATE = 16  # prompts continued at a time
 _MAX_GEN_TOKENS = 256  # where a task does not say

@@ -137,7 +137,7 @@ def need_optuna():
     try:
         import optuna
     except ImportError as error:
-        raise UsageError(f'a hyperparameter search needs optuna ({error}): pip install "lm[sweep]".') from error
+        raise UsageError(f"a hyperparameter search needs optuna ({error}): pip install -e '.[sweep]'.") from error
     optuna.logging.set_verbosity(logging.WARNING)
     return optuna
 

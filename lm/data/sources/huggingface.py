@@ -138,7 +138,7 @@ def _library():
         import datasets
     except ImportError as error:
         raise UsageError(
-            f'the source huggingface needs datasets ({error}). Install it with: pip install "lm[data]".'
+            f"the source huggingface needs datasets ({error}). Install it with: pip install -e '.[data]'."
         ) from error
     datasets.disable_progress_bars()
     for handler in logging.getLogger("datasets").handlers:

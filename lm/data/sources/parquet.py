@@ -29,7 +29,7 @@ def parquet(config: DataConfig) -> Iterator[Document]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError(
-            f'reading parquet needs pyarrow ({error}). Install it with: pip install "lm[data]".'
+            f"reading parquet needs pyarrow ({error}). Install it with: pip install -e '.[data]'."
         ) from error
 
     for path in parquet_files(config):

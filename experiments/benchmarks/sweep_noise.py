@@ -7,6 +7,9 @@ the order of the seeds, and in all 126 ways, of which about 5 % should see a dif
 so it is no exact figure). A/B: five seeds of it against the same seeds with fewer steps. And five seeds of
 `experiments/tiny.py`, whose scatter `sweep_verdicts` takes. The same command goes on where it stopped; beside another it
 shares the runs.
+
+On 2 CPU cores shared with other jobs: small.py 1.9762 bits per byte, standard deviation 0.0074 over ten seeds. A/A: no difference
+seen (-0.08 %, p = 0.83), and 8 of the 126 splits (6 %) see one. A/B: worse by 3.05 %, p = 0.0002.
 """
 
 import argparse

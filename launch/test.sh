@@ -29,4 +29,5 @@ else
 fi
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile -m "$select" "$@"
+# Files as they come, not those with many tests first: the few that wait for minutes must not be left to the end.
+exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$select" "$@"

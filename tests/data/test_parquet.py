@@ -126,7 +126,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 
 def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r'pip install "lm\[data\]"'):
+    with pytest.raises(UsageError, match=r"pip install -e .\.\[data\]"):
         read(tmp_path)
 
 

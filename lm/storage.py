@@ -176,8 +176,12 @@ def read_bytes(path: str) -> bytes:
 
 def read_text(path: str) -> str:
     """Read a whole UTF-8 file; raises as `read_bytes`, and LmError if it is not UTF-8."""
+    return _utf8(path, read_bytes(path))
+
+
+def _utf8(path: str, content: bytes) -> str:
     try:
-        return read_bytes(path).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LmError(f'"{path}" is not UTF-8 text: {error}.') from error
 
@@ -329,7 +333,7 @@ class LineLog:
             paths = [path for _, path in self._parts()]
             with of_store(self._path, "read"):  # side by side: a month has tens of thousands
                 parts = filesystem(self._path).cat(paths) if paths else {}
-            text = "".join(part.decode("utf-8", "replace") for _, part in sorted(parts.items()))
+            text = "".join(_utf8(path, part) for path, part in sorted(parts.items()))
         else:
             text = read_text(self._path) if exists(self._path) else ""
         return text.split("\n")[:-1]

@@ -13,7 +13,7 @@ from lm.capabilities import Capabilities
 from lm.commands import common
 from lm.commands.verbs import VERBS as ALL
 from lm.commands.verbs import split_overrides
-from lm.config import Config, apply_overrides, set_fields
+from lm.config import Config
 from lm.errors import LmError, UsageError, did_you_mean
 from lm.launch import code
 from lm.launch.accelerators import HERE, Accelerator
@@ -178,9 +178,7 @@ def _unresolved(job: Job, options: argparse.Namespace) -> Iterator[tuple[str, An
 
     kind = "get_search" if options.search else "get_sweep"
     sweep = common.call_in_file(options.config, kind, like="experiments/sweeps/swiglu_vs_gelu.py")
-    config_dict = common.load_config(sweep_processes.base_file(options, sweep))
-    set_fields(config_dict, dict(sweep.base))
-    apply_overrides(config_dict, options.overrides)
+    config_dict = sweep_processes.base_config(options, sweep)
     for variant in [] if options.search else sweep.variants:
         from ml_collections import ConfigDict
 
@@ -218,7 +216,7 @@ def _check_data(job: Job, config: Config, accelerator: Accelerator | None) -> No
     if is_far and (config.data.source != "shards" or not is_remote(path)):
         raise UsageError(
             f'config.data.source={config.data.source}, path="{path}": the hosts of {job.target} read token shards on gs:// '
-            "or s3://. Build them here (lm data build --out DIR), copy the folder, and set config.data.source=shards."
+            "or s3://. Build them there (lm data build --out gs://…), and set config.data.source=shards."
         )
     if config.data.source == "shards":
         from lm.data.dataset import read_manifest

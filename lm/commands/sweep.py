@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 
 from lm.commands import common, report, startup, supervisor, sweep_processes, sweep_search
-from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import exists, join, make_folder
 
@@ -104,9 +103,7 @@ def _plan(args: argparse.Namespace, sweep, rates: dict[str, float] | None = None
     from lm.sweep.plan import make_plan
 
     config_file = sweep_processes.base_file(args, sweep)
-    config_dict = common.load_config(config_file)
-    set_fields(config_dict, sweep_processes.QUIET | dict(sweep.base))
-    apply_overrides(config_dict, args.overrides)
+    config_dict = sweep_processes.base_config(args, sweep)
     progress = common.data_progress(common.note)
     return make_plan(
         dataclasses.replace(sweep, config=config_file),

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from lm.commands import common
 from lm.commands.cluster import CHILD
+from lm.config import apply_overrides, set_fields
 
 QUIET = {"log.tensorboard": False, "log.sample_prompts": ()}  # unless a sweep or an override wants them
 
@@ -18,6 +20,15 @@ _TAIL = 4000  # characters of a worker's stderr kept, in which its last words ar
 
 def base_file(args: argparse.Namespace, sweep) -> str:
     return args.base or os.path.normpath(os.path.join(os.path.dirname(args.config), sweep.config))
+
+
+def base_config(args: argparse.Namespace, sweep):
+    """Return the config that a sweep or a search varies, not resolved yet: its base file's, its own and the command
+    line's overrides applied."""
+    config_dict = common.load_config(base_file(args, sweep))
+    set_fields(config_dict, QUIET | dict(sweep.base))
+    apply_overrides(config_dict, args.overrides)
+    return config_dict
 
 
 def first_paragraph(path: str) -> str:

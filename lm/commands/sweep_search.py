@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.commands import common, report, startup, sweep_processes
-from lm.config import apply_overrides, set_fields
 from lm.errors import ConfigError, LmError, Preempted, UsageError
 from lm.storage import join
 
@@ -55,9 +54,7 @@ def _plan(args: argparse.Namespace, search):
     from lm.sweep.search import SearchPlan
 
     config_file = sweep_processes.base_file(args, search)
-    config_dict = common.load_config(config_file)
-    set_fields(config_dict, sweep_processes.QUIET | dict(search.base))
-    apply_overrides(config_dict, args.overrides)
+    config_dict = sweep_processes.base_config(args, search)
     base, progress = config_dict.to_dict(), common.data_progress(common.note)
     with_overrides(base, dict.fromkeys(search.space))  # unknown fields are refused here
     plain = run_of(Variant("base", {}), base, base, lambda config: open_data(prepare(config.data, progress=progress)))

@@ -18,8 +18,9 @@ from lm.launch.render import Command, Rendering, environment_of, worker_command
 from lm.launch.worker import HOST
 
 OPTIONS: Mapping[str, str] = {}
-_PAUSE_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 60.0)  # before a restart, by how many came before without a good reason
+_PAUSE_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 60.0)  # before a restart, by how many quick failures came before in a row
 _STEADY_SECONDS = 600.0  # after which an attempt was no quick failure
+_POLL_SECONDS = 0.1
 
 
 def render(job: Job) -> Rendering:
@@ -85,13 +86,18 @@ def run(job: Job, note: Callable[[str], None]) -> int:
         while True:
             began = time.monotonic()
             children[:] = _start(job)
+            if stopping:  # meanwhile, when there was nobody to tell
+                stop(stopping[0], None)
             code = _verdict([child.wait() for child in children])
             if code != Preempted.exit_code or stopping:
                 return code
-            quick = 0 if time.monotonic() - began > _STEADY_SECONDS else quick + 1
-            pause = _PAUSE_SECONDS[min(quick, len(_PAUSE_SECONDS)) - 1]
+            quick = 0 if time.monotonic() - began > _STEADY_SECONDS else quick
+            pause = _PAUSE_SECONDS[min(quick, len(_PAUSE_SECONDS) - 1)]
+            quick += 1
             note(f"started again{f' in {pause:.0f} s' if pause else ''}")
-            time.sleep(pause)
+            deadline = time.monotonic() + pause
+            while time.monotonic() < deadline and not stopping:
+                time.sleep(_POLL_SECONDS)
             if stopping:
                 return code
     finally:

@@ -1,6 +1,7 @@
 """Whether a job that ended is started again. Pure: attempts in, a verdict out; the same on every target."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 
 from lm.errors import Preempted, UsageError
@@ -53,8 +54,6 @@ def why_not(attempts: Sequence[Attempt], progress: int, max_restarts: int) -> st
 
 
 def _signal(code: int) -> str:
-    import signal
-
     try:
         return signal.Signals(code - 128).name
     except ValueError:

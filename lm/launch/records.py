@@ -12,6 +12,7 @@ WORKDIR/launch/NAME/
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -211,8 +212,6 @@ def _state(hosts: Sequence[HostStatus], expected: int, is_sweep: bool) -> tuple[
 
 def open_folder(folder: str) -> None:
     """Create a job's folders where files are made in them (an object store needs none)."""
-    import os
-
     if not is_remote(folder):
         for name in ("", "submitted", "hosts", "attempts", "logs"):
             os.makedirs(join(folder, name), exist_ok=True)

@@ -132,7 +132,7 @@ class Disturber:
                 self.left -= 1
             time.sleep(0.2)
         assert state.state == "done", (state, self.done)
-        assert len(self.done) >= 2, f"it was over after {self.done}"
+        assert not self.left, f"it was over after {self.done}"
 
 
 def wait_for(condition, seconds: float, what: str):

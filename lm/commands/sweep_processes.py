@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lm.commands import common
 from lm.commands.cluster import CHILD
 from lm.config import apply_overrides, set_fields
+from lm.errors import Preempted
 
 QUIET = {"log.tensorboard": False, "log.sample_prompts": ()}  # unless a sweep or an override wants them
 
@@ -56,7 +57,10 @@ class Ended:
 
 
 def run_worker(arguments: Sequence[str]) -> Ended:
-    """Run `lm ARGUMENTS` as a worker until it ends; what it says on stderr is passed on, and so are signals."""
+    """Run `lm ARGUMENTS` as a worker until it ends; what it says on stderr is passed on, and so are signals.
+
+    A worker that dies of a signal passed on to it, because it was not listening yet, is preempted like one that was.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "lm", *arguments],
         env=os.environ | {CHILD: str(os.getpid())},
@@ -64,7 +68,13 @@ def run_worker(arguments: Sequence[str]) -> Ended:
         start_new_session=True,  # a Ctrl-C reaches it from here alone, once
     )
     forwarded = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in forwarded}
+    passed_on = []
+
+    def pass_on(number: int, _frame) -> None:
+        passed_on.append(number)
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in forwarded}
     tail = b""
     try:
         while chunk := os.read(child.stderr.fileno(), _TAIL):
@@ -76,4 +86,4 @@ def run_worker(arguments: Sequence[str]) -> Ended:
         for number, handler in before.items():
             signal.signal(number, handler)
         child.stderr.close()
-    return Ended(child.pid, code, tail.decode(errors="replace"))
+    return Ended(child.pid, Preempted.exit_code if -code in passed_on else code, tail.decode(errors="replace"))

@@ -24,7 +24,7 @@ FLOORS = [
     },
     {"kernels", "tokenizer"},
     {"model", "lora", "objectives", "optim", "data"},
-    {"parallel", "checkpoint", "quant"},
+    {"parallel", "checkpoint", "quant", "corpus"},
     {"infer", "evaluate"},
     {"train"},
     {"plan", "sweep", "interop", "launch"},

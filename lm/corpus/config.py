@@ -1,0 +1,98 @@
+"""What a corpus is made of and how: the config that `lm data build` reads from `experiments/data/*.py`."""
+
+import dataclasses
+
+from lm.fields import option
+
+READERS = {  # the built-in readers, and what a source's paths are to each
+    "wikipedia": "MediaWiki XML dumps (.xml, .xml.bz2, multistream)",
+    "books": "plain-text books, Project Gutenberg's wrapping known",
+    "web": "web crawls: WARC or WET files",
+    "code": "folders of source code, git checkouts, tarballs",
+    "text": "text files, a document per file",
+    "jsonl": "JSON lines, compressed or not",
+    "parquet": "parquet files",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where documents of one kind come from and what is asked of them."""
+
+    reader: str = option("text")  # a name in READERS above, or "package.module:Name"
+    paths: tuple[str, ...] = option(())  # files, folders, globs, http(s) or any fsspec URLs
+    sha256: tuple[str, ...] = option(())  # of the paths' files, in their order; (): not checked
+    domain: str | None = option(None)  # what it is mixed as; None: its own name
+    license: str | None = option(None)  # of documents whose own is not known
+    text_key: str = option("text")  # field or column that holds the text (jsonl, parquet)
+    namespaces: tuple[int, ...] = option((0,), ge=0)  # of wiki pages; 0: articles
+    licenses: tuple[str, ...] = option(())  # SPDX names that code may be under; (): any, and none
+    clean: bool = option(True)  # repair encodings, NFC, control characters, junk lines
+    pii: bool = option(False)  # replace e-mail addresses, IP addresses and phone numbers
+    languages: tuple[str, ...] = option(())  # ISO 639-1 codes kept; (): language is not looked at
+    language_score: float = option(0.65, ge=0, le=1)  # probability that the language found must have
+    filters: tuple[str, ...] = option(())  # names in lm.corpus.filters.FILTERS, in the order in which they are asked
+    min_quality: float | None = option(None, ge=0, le=1)  # classifier's probability of "good" to keep; None: keep all
+    sample_by_quality: bool = option(False)  # keep with that probability instead of a threshold
+    max_perplexity: float | None = option(None, gt=1)  # per byte-normalized token of `perplexity.checkpoint`; None: any
+    paragraphs: bool = option(True)  # drop paragraphs that stand elsewhere too
+    max_epochs: float | None = option(None, gt=0)  # times that a run may see it; None: any number
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityConfig:
+    """The classifier of good text against ordinary text: hashed n-grams, logistic."""
+
+    good: tuple[str, ...] = option(())  # text files, folders or globs, or names of sources; (): no classifier
+    ordinary: tuple[str, ...] = option(())  # the same
+    held_out: float = option(0.2, gt=0, lt=1)  # share of documents whose AUC is reported
+    buckets: int = option(2**18, ge=2**10)  # hashed n-grams
+
+
+@dataclasses.dataclass(frozen=True)
+class DedupConfig:
+    """Exact and near duplicates, over all sources."""
+
+    exact: bool = option(True)  # documents of the same normalized text
+    paragraphs: bool = option(True)  # paragraphs of the same text, in sources that ask for it
+    paragraph_characters: int = option(200, ge=1)  # shorter ones may repeat
+    near: bool = option(True)  # MinHash LSH, verified by exact Jaccard
+    threshold: float = option(0.8, gt=0, le=1)  # Jaccard similarity of shingles at which two documents are one
+    shingle_words: int = option(5, ge=1)  # words per shingle
+    bands: int = option(14, ge=1)  # buckets that a document falls in; FineWeb's 14 x 8
+    rows: int = option(8, ge=1)  # hashes per bucket
+    partitions: int = option(16, ge=1)  # of the shuffle; memory is about 8 GB / partitions per 100 million documents
+
+
+@dataclasses.dataclass(frozen=True)
+class DecontaminationConfig:
+    """Documents that hold pieces of evaluation sets are dropped."""
+
+    paths: tuple[str, ...] = option(())  # evaluation sets: text or JSON lines; (): none
+    words: int = option(13, ge=1)  # n-gram length
+    max_overlap: float = option(0.0, ge=0, lt=1)  # share of a document's n-grams allowed to be there
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """A corpus: its sources by name, and what is done to all of them."""
+
+    seed: int = option(0, ge=0, lt=2**32)  # sampling by quality, samples on the card
+    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    quality: QualityConfig = QualityConfig()
+    dedup: DedupConfig = DedupConfig()
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    perplexity_checkpoint: str | None = option(None)  # one of ours, that scores documents; None: no perplexity
+    weighting: str = option("proportional", choices=("proportional", "temperature", "fixed"))  # of domains
+    temperature: float = option(1.0, gt=0)  # weights are proportional to tokens^(1/temperature)
+    weights: tuple[tuple[str, float], ...] = option((), ge=0)  # (domain, weight), where weighting is fixed
+    tokenizer: str = option("train")  # a tiktoken name, a file, or `train`
+    tokenizer_vocab_size: int = option(4096, ge=257)  # as in lm.config.DataConfig
+    tokenizer_pattern: str = option("gpt4", choices=("gpt2", "gpt4"))  # the same
+    validation_fraction: float = option(0.01, ge=0, lt=1)  # of documents, by hash
+    test_fraction: float = option(0.0, ge=0, lt=1)  # the same
+    part_bytes: int = option(16 * 2**20, ge=1024)  # text per file between stages: a task's work and memory
+    shard_tokens: int = option(100_000_000, ge=1)  # per shard, about
+    damaged: str = option(
+        "fail", choices=("fail", "skip")
+    )  # an input that cannot be read: an error at the end, or left out

@@ -1,0 +1,1 @@
+"""Readers: what turns a file of a raw corpus into records."""

@@ -1,0 +1,76 @@
+"""Documents between stages: records, and the zstd-compressed JSON lines that hold them."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lm import storage
+from lm.errors import DamagedFileError
+from lm.tokenizer.tokenizer import valid_unicode
+
+SUFFIX = ".jsonl.zst"
+_LEVEL = 3
+
+
+@dataclasses.dataclass(slots=True)
+class Record:
+    """One document on its way through the stages.
+
+    Attributes:
+      id: unique within its source.
+      text: what will be trained on; to a markup's renderer, still markup.
+      source: the source's name in the config.
+      url: where it was published, if known.
+      metadata: anything else, as JSON: `title`, `language`, `licence`, `quality`, …
+    """
+
+    id: str
+    text: str
+    source: str = ""
+    url: str | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a document was dropped: the rule, as `filter/rule`, and the value that broke it."""
+
+    rule: str
+    value: float | str | None = None
+
+
+def encode_records(records: Iterable[Record]) -> bytes:
+    """Return records as zstd-compressed JSON lines, the same bytes for the same records."""
+    import zstandard
+
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(out, closefd=False) as writer:
+        for record in records:
+            line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+            writer.write((valid_unicode(line) + "\n").encode())
+    return out.getvalue()
+
+
+def write_records(path: str, records: Iterable[Record]) -> None:
+    """Write a file of records, whole or not at all; raises LmError as `storage.write_atomic`."""
+    storage.write_atomic(path, encode_records(records))
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """Yield a file's records in order.
+
+    Raises:
+      UsageError: there is no such file.
+      DamagedFileError: it is truncated or holds something else.
+    """
+    import zstandard
+
+    content = io.BytesIO(storage.read_bytes(path))
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(content) as reader:
+            for line in io.TextIOWrapper(reader, encoding="utf-8", newline="\n"):
+                yield Record(**json.loads(line))
+    except (zstandard.ZstdError, ValueError, TypeError) as error:
+        raise DamagedFileError(f'"{path}" is damaged: {error}. Remove it, and run the same command.') from error

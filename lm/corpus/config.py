@@ -1,8 +1,15 @@
 """What a corpus is made of and how: the config that `lm data build` reads from `experiments/data/*.py`."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
-from lm.fields import option
+from lm.config import to_dict
+from lm.errors import ConfigError, did_you_mean
+from lm.fields import build, option, unknown_field
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 READERS = {  # the built-in readers, and what a source's paths are to each
     "wikipedia": "MediaWiki XML dumps (.xml, .xml.bz2, multistream)",
@@ -93,6 +100,61 @@ class CorpusConfig:
     test_fraction: float = option(0.0, ge=0, lt=1)  # the same
     part_bytes: int = option(16 * 2**20, ge=1024)  # text per file between stages: a task's work and memory
     shard_tokens: int = option(100_000_000, ge=1)  # per shard, about
-    damaged: str = option(
-        "fail", choices=("fail", "skip")
-    )  # an input that cannot be read: an error at the end, or left out
+    damaged: str = option("fail", choices=("fail", "keep"))  # an input: an error, or keep what came before the damage
+
+
+def default():
+    """Return all fields at their defaults as a ConfigDict, to which sources are added: `config.sources.wiki = source(…)`."""
+    from ml_collections import ConfigDict
+
+    config = ConfigDict(to_dict(CorpusConfig()), type_safe=False, convert_dict=True).lock()
+    config.sources.unlock()
+    return config
+
+
+def source(**fields: Any):
+    """Return a source, the fields of `SourceConfig` that are not given at their defaults."""
+    from ml_collections import ConfigDict
+
+    known = to_dict(SourceConfig())
+    if unknown := set(fields) - set(known):
+        raise unknown_field("sources", min(unknown), known)
+    return ConfigDict(known | fields, type_safe=False).lock()
+
+
+def resolve_corpus(config_dict: Mapping) -> CorpusConfig:
+    """Validate plain data into a `CorpusConfig`.
+
+    Raises:
+      ConfigError: names the field's path, the value and what is accepted.
+    """
+    config = build(CorpusConfig, config_dict.to_dict() if hasattr(config_dict, "to_dict") else config_dict, "")
+    if not config.sources:
+        raise ConfigError("config.sources is empty: name at least one source of documents.")
+    if bool(config.quality.good) != bool(config.quality.ordinary):
+        raise ConfigError("config.quality needs both, good and ordinary text.")
+    for name, one in config.sources.items():
+        _check_source(name, one, has_quality=bool(config.quality.good))
+    if (config.weighting == "fixed") != bool(config.weights):
+        raise ConfigError('config.weights belongs to config.weighting="fixed", and to nothing else.')
+    domains = {one.domain or name for name, one in config.sources.items()}
+    for domain, _ in config.weights:
+        if domain not in domains:
+            raise ConfigError(
+                f"config.weights names {domain!r}, which is no source's domain.{did_you_mean(domain, domains)}"
+            )
+    return config
+
+
+def _check_source(name: str, one: SourceConfig, *, has_quality: bool) -> None:
+    where = f"config.sources.{name}"
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a source's name is made of letters, digits, _ and -, for it names files.")
+    if not _NAME.fullmatch(one.domain or name):
+        raise ConfigError(f"{where}.domain={one.domain!r}: expected letters, digits, _ and -.")
+    if not one.paths:
+        raise ConfigError(f"{where}.paths is empty: say where its documents are.")
+    if one.sample_by_quality and one.min_quality is not None:
+        raise ConfigError(f"{where}: set min_quality or sample_by_quality, not both.")
+    if (one.sample_by_quality or one.min_quality is not None) and not has_quality:
+        raise ConfigError(f"{where} asks for quality: set config.quality.good and config.quality.ordinary.")

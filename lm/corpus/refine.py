@@ -1,0 +1,102 @@
+"""Stages `refine` and `score`: a part's documents one by one through a chain of steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm import storage
+from lm.config import to_dict
+from lm.corpus.clean import Clean
+from lm.corpus.config import CorpusConfig, SourceConfig
+from lm.corpus.decontamination import Decontamination
+from lm.corpus.filters import find_filters
+from lm.corpus.language import Language
+from lm.corpus.part import Part
+from lm.corpus.pii import Pii
+from lm.corpus.quality import Quality, load_classifier
+from lm.corpus.readers import find_reader
+from lm.corpus.record import SUFFIX, read_records, write_records
+from lm.corpus.tally import Tally
+from lm.corpus.task import Report, Task
+from lm.fields import build
+
+
+def refine_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], decontamination: Task | None) -> list[Task]:
+    """Return a task per part: all steps that look at a document alone."""
+    return [
+        Task(
+            storage.join(work, "refine", part.source, part.prefix.rpartition("/")[2]),
+            refine,
+            _about(config, part) | {"decontamination": decontamination.out if decontamination else None},
+            inputs=(part.key, *([decontamination.key] if decontamination else [])),
+            size=part.bytes,
+        )
+        for part in parts
+    ]
+
+
+def score_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], classifier: Task | None) -> list[Task]:
+    """Return a task per part: quality, and perplexity where there is a checkpoint."""
+    return [
+        Task(
+            storage.join(work, "score", part.source, part.prefix.rpartition("/")[2]),
+            score,
+            _about(config, part)
+            | {"classifier": classifier.out if classifier else None, "checkpoint": config.perplexity_checkpoint},
+            inputs=(part.key, *([classifier.key] if classifier else [])),
+            size=part.bytes,
+        )
+        for part in parts
+    ]
+
+
+def _about(config: CorpusConfig, part: Part) -> dict[str, Any]:
+    source = config.sources[part.source]
+    return {"part": part.prefix, "source": to_dict(source), "seed": config.seed, "words": config.decontamination.words}
+
+
+def refined(tasks: Sequence[Task], parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Return the parts that a stage of steps made of others, in their order."""
+    return [
+        Part(task.out, part.source, task.key, result["steps"][-1]["documents"], result["steps"][-1]["bytes"])
+        for task, part, result in zip(tasks, parts, results, strict=True)
+    ]
+
+
+def refine(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
+    """Take a part's documents through the reader's own steps, cleaning, language, filters and decontamination.
+
+    Returns:
+      the `lm.corpus.tally.Tally`'s stats.
+    """
+    source = build(SourceConfig, arguments["source"], "")
+    steps = [*find_reader(source.reader).steps(source)]
+    if source.clean:
+        steps.append(Clean(source.reader))
+    if source.languages:
+        steps.append(Language(source.languages, source.language_score))
+    steps += find_filters(source.filters, language=source.languages[0] if source.languages else "en")
+    if arguments["decontamination"]:
+        steps.append(Decontamination.load(arguments["decontamination"]))
+    if source.pii:
+        steps.append(Pii())
+    return _through(steps, arguments, out, report)
+
+
+def score(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
+    """Score a part's documents and drop those that the source does not want; returns as `refine`."""
+    source = build(SourceConfig, arguments["source"], "")
+    steps = []
+    if arguments["classifier"]:
+        steps.append(Quality(load_classifier(arguments["classifier"]), source, arguments["seed"]))
+    return _through(steps, arguments, out, report)
+
+
+def _through(steps: list, arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
+    tally, kept, done = Tally(arguments["seed"]), [], 0
+    for record in read_records(arguments["part"] + SUFFIX):
+        done += len(record.text)
+        report(done)
+        if (record := tally.run(steps, record)) is not None:
+            kept.append(record)
+    write_records(out + SUFFIX, kept)
+    return tally.stats()

@@ -59,6 +59,9 @@ class LocalExecutor:
             for worker in workers:
                 worker.stop()
 
+    def close(self) -> None:
+        """Nothing is left: processes live as long as a stage."""
+
 
 class _Worker:
     """One process and the pipe to it."""

@@ -17,34 +17,32 @@ from lm.fields import build
 _SHOWN = 20  # skipped documents kept per file, to show
 
 
-def read_tasks(work: str, config: CorpusConfig, cache: str | None = None) -> dict[str, list[Task]]:
-    """Return a task per input file, by source; files at http(s) are downloaded here.
+def read_tasks(work: str, config: CorpusConfig, cache: str | None = None) -> list[Task]:
+    """Return a task per input file, source by source; files at http(s) are downloaded here.
 
     Raises:
       UsageError, ConfigError: nothing is at a path, or there is no such reader.
     """
-    return {
-        name: [
-            Task(
-                storage.join(work, "read", name, f"{number:05d}"),
-                read_file,
-                {
-                    "label": file.label,
-                    "path": file.path,
-                    "size": file.size,
-                    "modified": file.modified,
-                    "sha256": file.sha256,
-                    "name": name,
-                    "source": to_dict(source),
-                    "part_bytes": config.part_bytes,
-                    "damaged": config.damaged,
-                },
-                size=file.size,
-            )
-            for number, file in enumerate(input_files(source, cache=cache))
-        ]
+    return [
+        Task(
+            storage.join(work, "read", name, f"{number:05d}"),
+            read_file,
+            {
+                "label": file.label,
+                "path": file.path,
+                "size": file.size,
+                "modified": file.modified,
+                "sha256": file.sha256,
+                "name": name,
+                "source": to_dict(source),
+                "part_bytes": config.part_bytes,
+                "damaged": config.damaged,
+            },
+            size=file.size,
+        )
         for name, source in config.sources.items()
-    }
+        for number, file in enumerate(input_files(source, cache=cache))
+    ]
 
 
 def parts_of(tasks: Sequence[Task], results: Sequence[Mapping[str, Any]]) -> list[Part]:

@@ -51,14 +51,14 @@ def score_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], classifi
 
 def _about(config: CorpusConfig, part: Part) -> dict[str, Any]:
     source = config.sources[part.source]
-    return {"part": part.prefix, "source": to_dict(source), "seed": config.seed, "words": config.decontamination.words}
+    return {"name": part.source, "part": part.prefix, "source": to_dict(source), "seed": config.seed}
 
 
-def refined(tasks: Sequence[Task], parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Return the parts that a stage of steps made of others, in their order."""
+def refined(parts: Sequence[Part], stage: Sequence[tuple[Task, Mapping[str, Any]]]) -> list[Part]:
+    """Return the parts that a stage made of others, in their order."""
     return [
-        Part(task.out, part.source, task.key, result["steps"][-1]["documents"], result["steps"][-1]["bytes"])
-        for task, part, result in zip(tasks, parts, results, strict=True)
+        Part(task.out, part.source, task.key, stats["steps"][-1]["documents"], stats["steps"][-1]["bytes"])
+        for part, (task, stats) in zip(parts, stage, strict=True)
     ]
 
 

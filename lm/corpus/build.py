@@ -15,8 +15,8 @@ from lm.corpus.dedup.stages import dedup
 from lm.corpus.filters import find_filters
 from lm.corpus.read import parts_of, read_tasks
 from lm.corpus.readers import find_reader
-from lm.corpus.refine import refine_tasks, refined, score_tasks
 from lm.corpus.references import evaluation_task, quality_task
+from lm.corpus.refine import refine_tasks, refined, score_tasks
 from lm.corpus.shards import shard_tasks, tokenizer_task
 from lm.corpus.stage import Executor, Progress, Stages
 from lm.data.build import assemble_manifest

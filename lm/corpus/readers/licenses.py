@@ -1,0 +1,98 @@
+"""Licences of code, by their SPDX names: from `SPDX-License-Identifier` lines and from phrases of their texts.
+
+A GNU licence goes by its version alone (`GPL-2.0`): which of `-only` and `-or-later` holds is said in each file's header,
+seldom in the text of the licence. Texts: spdx.org/licenses.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+
+UNKNOWN = "unknown"
+HEADER_CHARACTERS = 4096  # of a file, where its own licence would stand
+
+_FILE = re.compile(r"(?:un)?licen[cs]es?(?:[-_.][\w.+-]*)?|copying(?:[-_.][\w.+-]*)?", re.IGNORECASE)
+_SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]*)")
+_EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[A-Za-z0-9][\w.+-]*\)*)*")
+
+# Phrases as `_normal` leaves them: lower case, letters, digits and dots. Each must be there, and none of those after `not`.
+_MIT = "permission is hereby granted free of charge to any person obtaining a copy of this software and associated"
+_BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
+_ISC = r"permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is hereby granted"
+_GNU = r"general public license (?:as published by the free software foundation )?(?:either )?version"
+_FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another that must match, one that must not
+    ("Apache-2.0", r"apache license version 2\.0", "", ""),
+    ("AGPL-3.0", rf"gnu affero {_GNU} 3", "", ""),
+    ("LGPL-2.1", rf"gnu lesser {_GNU} 2\.1", "", ""),
+    ("LGPL-2.0", rf"gnu library {_GNU} 2", "", ""),
+    ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", ""),
+    ("GPL-2.0", rf"gnu {_GNU} 2", "", ""),
+    ("GPL-3.0", rf"gnu {_GNU} 3", "", ""),
+    ("MPL-2.0", r"mozilla public license (?:version|v\.) ?2\.0", "", ""),
+    ("EPL-2.0", r"eclipse public license v(?:ersion)? 2\.0", "", ""),
+    ("MIT", _MIT, "permission notice shall be included in all copies", ""),
+    ("MIT-0", _MIT, "", "subject to the following conditions"),
+    ("NCSA", _MIT, "redistributions of source code must retain the above", ""),
+    ("BSD-4-Clause", _BSD, "advertising materials mentioning features", ""),
+    ("BSD-3-Clause", _BSD, r"neither the names? of|name of .{0,80}may not be used to endorse", "advertising materials"),
+    ("BSD-2-Clause", _BSD, "", r"neither the names? of|may not be used to endorse|advertising materials"),
+    ("ISC", _ISC, "provided that the above copyright notice", ""),
+    ("0BSD", _ISC, "", "provided that the above copyright notice"),
+    ("Zlib", "altered source versions must be plainly marked as such", "", ""),
+    ("BSL-1.0", r"boost software license version 1\.0", "", ""),
+    ("BUSL-1.1", r"business source license 1\.1", "", ""),
+    ("Unlicense", "this is free and unencumbered software released into the public domain", "", ""),
+    ("CC0-1.0", r"cc0 1\.0 universal", "", ""),
+    ("CC-BY-SA-4.0", r"attribution sharealike 4\.0 international", "", ""),
+    ("CC-BY-4.0", r"(?:commons|license) attribution 4\.0 international|attribution 4\.0 international public", "", ""),
+    ("Artistic-2.0", r"the artistic license 2\.0", "", ""),
+    ("Python-2.0", "python software foundation license version 2", "", ""),
+    ("WTFPL", "do what the fuck you want to public license", "", ""),
+)
+_COMPILED = [(name, *(re.compile(part) if part else None for part in rest)) for name, *rest in _FINGERPRINTS]
+
+
+def is_license_file(name: str) -> bool:
+    """True for `LICENSE`, `COPYING.txt`, `license-mit`, …, to be called for names that are of no programming language."""
+    return _FILE.fullmatch(name) is not None
+
+
+def license_of_text(text: str) -> str | None:
+    """Return the licence that a text is or grants, `A AND B` if it holds several; None: none that is known here."""
+    normal = re.sub(r"[^a-z0-9.]+", " ", text.lower().replace("licence", "license"))
+    found = []
+    for name, phrase, required, forbidden in _COMPILED:
+        match = phrase.search(normal)
+        if match and (not required or required.search(normal)) and not (forbidden and forbidden.search(normal)):
+            found.append((match.start(), name))
+    return " AND ".join(name for _, name in sorted(found)) or None
+
+
+def license_of_header(text: str) -> str | None:
+    """Return the licence that a source file names in its first lines, as an SPDX expression; None: none."""
+    header = text[:HEADER_CHARACTERS]
+    if (tag := _SPDX.search(header)) and (expression := _EXPRESSION.match(tag[1].strip())):
+        return re.sub(r"(GPL-\d\.\d)(?:-only|-or-later|\+)", r"\1", expression[0])
+    found = license_of_text(header) if re.search("[Ll]icen[cs]e|[Pp]ermission|[Rr]edistribution", header) else None
+    return found if found and found.count(" AND ") < 2 else None  # of more it only speaks
+
+
+def of_folder(found: Iterable[tuple[str, str | None]]) -> str:
+    """Return the licence of a folder that holds licence files, given as (name, licence).
+
+    `LICENSE-MIT` beside `LICENSE-APACHE`, and no file without such an ending, is a choice; otherwise all hold.
+    """
+    files = sorted(found)
+    names = list(dict.fromkeys(license or UNKNOWN for _, license in files))
+    choice = all("-" in name for name, _ in files) and not any(" AND " in name for name in names)
+    return (" OR " if choice else " AND ").join(names)
+
+
+def accepted(expression: str, licenses: Collection[str]) -> bool:
+    """True if code under an SPDX expression may be used by who accepts these licences.
+
+    Of `A OR B` one must be among them, of `A AND B` both; in an expression with parentheses, all.
+    """
+    expression = re.sub(r"\s+WITH\s+[\w.+-]+", "", expression)
+    if "(" in expression:
+        return all(name in licenses for name in re.findall(r"[\w.+-]+", expression) if name not in ("AND", "OR"))
+    return any(all(name.strip() in licenses for name in choice.split(" AND ")) for choice in expression.split(" OR "))

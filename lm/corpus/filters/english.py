@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 _CACHED_CHUNKS, _CACHED_LENGTH = 2**17, 40  # about 25 MB
 _LONGEST_URL = 2000  # characters; the pattern's time grows with the square
@@ -27,10 +27,12 @@ _CONTRACTIONS = (
     ("ca could do does did had may might must need ought sha should wo would", ("n't", "n't 've")),
     ("ai are is was were have has dare", ("n't",)),
 )
-_WORDS_OF_THEIR_OWN = frozenset("ill its hell shell shed were well whore".split())  # contractions without apostrophe
+_WORDS_OF_THEIR_OWN = frozenset(
+    ["ill", "its", "hell", "shell", "shed", "were", "well", "whore"]
+)  # contractions without apostrophe
 _SPLIT = ("not 've", "not ve", "can not", "gon na", "got ta", "let 's", "c'm on", "how 'd 'y")  # also capitalized
-_KEPT = ("ma'am", "o'clock", "'cause", "'cos", "'coz", "'cuz", *(f"{w}'" for w in "doin goin lovin havin".split()))
-_KEPT += tuple(f"{word}'" for word in "nothin nuthin ol somethin".split())  # also capitalized
+_KEPT = ("ma'am", "o'clock", "'cause", "'cos", "'coz", "'cuz", *(f"{w}'" for w in ["doin", "goin", "lovin", "havin"]))
+_KEPT += tuple(f"{word}'" for word in ["nothin", "nuthin", "ol", "somethin"])  # also capitalized
 _AS_IS = "'s 'S ‘s ‘S 'd 're 'em 'll 'nuff 'bout ' '' — and/or w/o C++ <space> \\n \\t \\\")"
 _ABBREVIATIONS = (  # with their full stop
     "Ak Ala Apr Ariz Ark Aug Calif Colo Conn Dec Del Feb Fla Ga Ia Id Ill Ind Jan Jul Jun Kan Kans Ky La Mar Mass Mich "
@@ -57,22 +59,23 @@ _UNITS = (
 def _characters() -> dict[str, str]:
     """Return Unicode's letters and symbols as the insides of regular-expression classes."""
 
-    def inside(belongs: Callable[[str], bool]) -> str:
-        codes = itertools.chain(range(0x80, 0xD800), range(0xE000, 0x10000), range(0x1F000, 0x1FB00))
-        out, first, last = [], None, -2
-        for code in itertools.chain((code for code in codes if belongs(chr(code))), (-1,)):
-            if code != last + 1:
-                if first is not None:
-                    out.append(f"{chr(first)}-{chr(last)}")
-                first = code
-            last = code
-        return "".join(out)
+    def inside(characters: Iterable[str]) -> str:
+        runs: list[list[str]] = []
+        for character in characters:
+            if runs and ord(character) == ord(runs[-1][1]) + 1:
+                runs[-1][1] = character
+            else:
+                runs.append([character, character])
+        return "".join(f"{first}-{last}" for first, last in runs)
 
+    codes = itertools.chain(range(0x80, 0xD800), range(0xE000, 0x10000), range(0x1F000, 0x1FB00))
+    characters = list(map(chr, codes))
+    letters = list(filter(str.isalpha, characters))
     return {  # a letter without case counts as both
-        "alpha": "A-Za-z" + inside(str.isalpha),
-        "lower": "a-z" + inside(lambda c: c.isalpha() and not c.isupper()),
-        "upper": "A-Z" + inside(lambda c: c.isalpha() and not c.islower()),
-        "icons": inside(lambda c: unicodedata.category(c) == "So"),
+        "alpha": "A-Za-z" + inside(letters),
+        "lower": "a-z" + inside(letter for letter in letters if not letter.isupper()),
+        "upper": "A-Z" + inside(letter for letter in letters if not letter.islower()),
+        "icons": inside(character for character in characters if unicodedata.category(character) == "So"),
     }
 
 
@@ -162,8 +165,11 @@ class EnglishWords:
     def _tokens(self, chunk: str) -> tuple[str, ...]:
         if chunk in self._cases:
             return self._cases[chunk]
-        if chunk.isalpha():
+        if chunk.isalpha() or chunk.isdecimal():
             return (chunk,)
+        word, mark = chunk[:-1], chunk[-1]
+        if word.isalpha() and word not in self._cases and (mark in ",?!:;)" or (mark == "." and word[-1].islower())):
+            return word, mark  # what the rules below come to, for most chunks
         return self._rejoin(self._split(chunk))
 
     def _case(self, chunk: str, start: int, end: int) -> tuple[str, ...] | None:

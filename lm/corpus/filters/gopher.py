@@ -35,7 +35,7 @@ class GopherQuality:
     def __call__(self, record: Record) -> Rejection | None:
         """Return why the document is dropped, or None; the first rule broken counts."""
         text, limits, analysis = record.text, self._limits, analyse(record.text, self._language)
-        real = [(word, count) for word, count in analysis.counts.items() if not is_symbol(word)]
+        real = [(word, count) for word, count in analysis.counts.items() if word.isalpha() or not is_symbol(word)]
         num_words, num_real = len(analysis.words), sum(count for _, count in real)
         if num_real < limits["short"]:
             return self._reject("short", num_real)
@@ -106,16 +106,19 @@ class GopherRepetition:
         return self._repeats_words(analyse(text, self._language).words, len(text))
 
     def _repeats_words(self, words: list[str], characters: int) -> Rejection | None:
+        longest, most = max(map(len, words), default=0), len(words)
         for n in _TOP_N:
-            share = _top_characters(words, n) / characters
-            if share > self._limits[f"top_{n}_gram"]:
-                return Rejection(f"{self.name}/top_{n}_gram", round(share, 4))
-        shortest = _DUPLICATE_N[0]
-        most = _covered_characters(words, shortest) / characters  # what repeats in longer n-grams does in the shortest
-        for n in _DUPLICATE_N:
-            if most > self._limits[f"duplicate_{n}_grams"]:
+            limit = self._limits[f"top_{n}_gram"]
+            if most * (n * longest + n - 1) / characters > limit:  # no n-gram is more frequent than a shorter one
+                length, most = _top_n_gram(words, n)
+                if length * most / characters > limit:
+                    return Rejection(f"{self.name}/top_{n}_gram", round(length * most / characters, 4))
+        limits = [self._limits[f"duplicate_{n}_grams"] for n in _DUPLICATE_N]
+        covered = _covered_characters(words, _DUPLICATE_N[0], longest, min(limits) * characters)
+        for n, limit in zip(_DUPLICATE_N, limits, strict=True):
+            if covered / characters > limit:  # longer n-grams that repeat cover no more
                 share = _duplicate_characters(words, n) / characters
-                if share > self._limits[f"duplicate_{n}_grams"]:
+                if share > limit:
                     return Rejection(f"{self.name}/duplicate_{n}_grams", round(share, 4))
         return None
 
@@ -136,18 +139,23 @@ def _n_grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(n)), strict=False)
 
 
-def _top_characters(words: list[str], n: int) -> int:
-    """Return the characters, spaces between words included, of all occurrences of the most frequent n-gram."""
+def _top_n_gram(words: list[str], n: int) -> tuple[int, int]:
+    """Return the characters, spaces between words included, of the most frequent n-gram, and how often it stands."""
     if len(words) < n:
-        return 0
+        return 0, 0
     ((n_gram, count),) = collections.Counter(_n_grams(words, n)).most_common(1)  # the earliest of the most frequent
-    return (sum(map(len, n_gram)) + n - 1) * count
+    return sum(map(len, n_gram)) + n - 1, count
 
 
-def _covered_characters(words: list[str], n: int) -> int:
-    """Return the characters of the words that are in some n-gram which stands earlier too."""
+def _covered_characters(words: list[str], n: int, longest: int, enough: float) -> int:
+    """Return the characters of the words that are in some n-gram which stands earlier too.
+
+    Args:
+      longest: characters of the longest word.
+      enough: where there cannot be more characters than that, the result is 0.
+    """
     n_grams = list(_n_grams(words, n))
-    if len(set(n_grams)) == len(n_grams):
+    if (len(n_grams) - len(set(n_grams))) * n * longest <= enough:
         return 0
     seen: set[tuple[str, ...]] = set()
     characters = covered = 0  # words before `covered` are counted

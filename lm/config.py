@@ -110,6 +110,8 @@ class DataConfig:
     batch_size: int = option(16, ge=1)  # B, rows per optimizer step over all devices
     stages: tuple[tuple[int, int, int], ...] = option((), ge=0)  # (first step, batch_size, sequence_length), from it on
     packing: str = option("concat", choices=("concat", "best_fit"))  # how documents fill rows
+    mixture: tuple[tuple[int, str, float], ...] = option((), ge=0)  # (first step, domain, weight); (): the manifest's
+    max_epochs: tuple[tuple[str, float], ...] = option((), ge=0)  # (domain, times it may be read), over the manifest's
     document_mask: bool = option(True)  # tokens attend within their own document only
     validation_fraction: float = option(0.05, ge=0, lt=1)  # of documents by hash; of a single file by position
     test_fraction: float = option(0.0, ge=0, lt=1)  # the same, never seen in training (single file: its end)

@@ -119,6 +119,8 @@ def run_training(
                 f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding"
                 + ("" if built.programs else "; compiling")
             )
+            if loader.mixture:
+                shown.note(_mixture_line(loader, num_steps))
             state = train(
                 config,
                 built,
@@ -160,17 +162,18 @@ def open_inputs(config: Config, note: Callable[[str], None]) -> tuple[Config, An
 
     progress = common.data_progress(note)
     dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
-    loader = Loader(
-        dataset,
-        sequence_length=config.data.sequence_length,
-        stages=config.data.schedule,
-        packing=config.data.packing,
-        document_mask=config.data.document_mask,
-        seed=config.seed,
-    )
+    loader = Loader.of_config(config, dataset)
     check_tokenizer(config, dataset)
     validation = _validation_batches(config, dataset)
     return with_vocabulary(config, dataset.vocab_size), dataset, loader, validation
+
+
+def _mixture_line(loader, num_steps: int) -> str:
+    rows = loader.mixture.counts(loader.rows_consumed(num_steps))
+    epochs, total = loader.domain_epochs(num_steps), sum(rows.values())
+    stages = f" in {len(loader.mixture.stages)} stages" if len(loader.mixture.stages) > 1 else ""
+    parts = (f"{domain} {count / total:.1%} ({epochs[domain]:.2f} epochs)" for domain, count in rows.items())
+    return f"mixture{stages}: {', '.join(parts)}"
 
 
 def _summary(result: dict[str, Any]) -> dict[str, str]:

@@ -80,6 +80,10 @@ class Dataset:
             )
         return entry
 
+    def domains(self, split: str) -> list[str | None]:
+        """Return the domain of each of a split's shards; None: it has none."""
+        return [entry.get("domain") for entry in self.counts(split)["shards"]]
+
     def shards(self, split: str) -> list[Shard]:
         """Map a split's shards.
 

@@ -98,7 +98,8 @@ def pairs(found: Iterable[Mapping[str, Any]]) -> list[page.Markup]:
     for pair in found:
         left, right = marked(pair["a"]["text"], pair["b"]["text"])
         sides = [_side(pair["a"], left), _side(pair["b"], right)]
-        line = page.paragraph(f"Jaccard similarity {pair['jaccard']:.3f}")
+        same = "" if "<mark>" in left + right else "; they are the same in what is shown"
+        line = page.paragraph(f"Jaccard similarity {pair['jaccard']:.3f}{same}")
         shown.append(page.join([line, page.Markup(f'<div class="pair">\n{page.join(sides)}\n</div>')]))
     rest = shown[_OPEN_SAMPLES:]
     out = [page.heading("Nearest duplicates")] if shown else []

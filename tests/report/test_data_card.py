@@ -17,7 +17,9 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31
 
 class Short:
     name = "gopher_quality"
-    counts = collections.Counter()
+
+    def __init__(self):
+        self.counts = collections.Counter()
 
     def __call__(self, record):
         return Rejection("gopher_quality/short", len(record.text)) if len(record.text) < 9 else None

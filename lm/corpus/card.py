@@ -34,7 +34,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm.corpus.tally import LENGTH_EDGES, QUALITY_EDGES, Stats
+from lm.corpus.tally import LENGTH_EDGES, QUALITY_EDGES, Stats, merge
 
 MOST_SKIPPED = 50  # per source, on the card
 MOST_PAIRS = 12
@@ -107,11 +107,12 @@ def source_card(
 
     Args:
       tallies: merged over the source's parts, one of each stage that documents went through: of `refine`, of `keep`. A
-        later one's `read` is what the earlier one kept.
+        later one's `read` is what the earlier one kept. None: no document was read.
       tokens: of what was kept, end-of-text included.
       skipped: documents that could not be read, in order.
       skipped_count: their number, where `skipped` holds only the first.
     """
+    tallies = tallies or [merge()]
     last = tallies[-1]
     steps = [*tallies[0]["steps"], *(step for stats in tallies[1:] for step in stats["steps"][1:])]
     return {

@@ -143,6 +143,7 @@ def test_parts_of_different_steps_are_not_added():
 
 def test_a_source_without_documents_has_stats():
     assert merge()["steps"][0]["documents"] == 0
+    assert source_card(reader="text", domain="d", files=[], tallies=[], tokens=0)["stages"][0]["documents"] == 0
     assert merge(tally_of([]), tally_of([]))["steps"][0] == {"name": "read", "documents": 0, "bytes": 0, "excerpts": []}
 
 

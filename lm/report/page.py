@@ -25,8 +25,8 @@ def join(pieces: Iterable[object]) -> Markup:
     return Markup("\n".join(escape(piece) for piece in pieces if piece is not None))
 
 
-def page(title: str, subtitle: str, *pieces: object) -> Markup:
-    """Return the whole page with its heading and its style."""
+def page(title: str, subtitle: str, *pieces: object, style: str = "") -> Markup:
+    """Return the whole page with its heading and its style; `style` is what only this page needs."""
     return Markup(
         f"""<!DOCTYPE html>
 <html lang="en">
@@ -35,7 +35,7 @@ def page(title: str, subtitle: str, *pieces: object) -> Markup:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <main>

@@ -36,7 +36,6 @@ def build_corpus(
     name: str = "corpus",
     command: str = "",
     progress: Progress | None = None,
-    cache: str | None = None,
     scorer: str | None = None,
 ) -> dict[str, Any]:
     """Build a corpus into a folder that `lm.data.dataset.open_data` opens, and return its card.
@@ -51,7 +50,6 @@ def build_corpus(
       work: the folder of the files between stages. All workers must see both.
       name, command: for the card.
       progress: told how far each stage has come.
-      cache: for what is downloaded.
       scorer: "package.module:Name" that opens `config.perplexity_checkpoint`; handed in, since it needs a model.
 
     Raises:
@@ -66,7 +64,7 @@ def build_corpus(
     storage.make_folder(out)
     stages = Stages(executor, progress)
 
-    read = read_tasks(work, config, cache)
+    read = read_tasks(work, config)
     read_stats = stages.run("read", read)
     parts = parts_of(read, read_stats)
 

@@ -1,5 +1,8 @@
 """Stage `read`: a raw file to parts of records."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +11,7 @@ from lm.config import to_dict
 from lm.corpus.config import CorpusConfig, SourceConfig
 from lm.corpus.part import Part
 from lm.corpus.readers import find_reader, input_files
+from lm.corpus.readers.inputs import folder_files
 from lm.corpus.readers.opening import check_sha256, watched
 from lm.corpus.record import SUFFIX, Record, write_records
 from lm.corpus.task import Report, Task
@@ -17,7 +21,7 @@ from lm.fields import build
 _SHOWN = 20  # skipped documents kept per file, to show
 
 
-def read_tasks(work: str, config: CorpusConfig, cache: str | None = None) -> list[Task]:
+def read_tasks(work: str, config: CorpusConfig) -> list[Task]:
     """Return a task per input file, source by source; files at http(s) are downloaded here.
 
     Raises:
@@ -31,7 +35,7 @@ def read_tasks(work: str, config: CorpusConfig, cache: str | None = None) -> lis
                 "label": file.label,
                 "path": file.path,
                 "size": file.size,
-                "modified": file.modified,
+                "version": _version(file.path),
                 "sha256": file.sha256,
                 "name": name,
                 "source": to_dict(source),
@@ -41,7 +45,7 @@ def read_tasks(work: str, config: CorpusConfig, cache: str | None = None) -> lis
             size=file.size,
         )
         for name, source in config.sources.items()
-        for number, file in enumerate(input_files(source, cache=cache))
+        for number, file in enumerate(input_files(source, name))
     ]
 
 
@@ -103,6 +107,17 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
     if not parts and damage is None:
         raise UsageError(f'"{path}" has no documents that the reader {source.reader!r} can read.')
     return {"parts": parts, "skipped": skipped, "skipped_count": skipped_count, "damage": damage, "sha256": sha256}
+
+
+def _version(path: str) -> str:
+    """Return what changes when an input's content may have changed, without opening it."""
+    if storage.is_remote(path):
+        with storage.of_store(path, "read"):
+            return str(storage.filesystem(path).ukey(path))
+    files = folder_files(path) if os.path.isdir(path) else [""]
+    stats = [(file, os.stat(os.path.join(path, file) if file else path)) for file in files]
+    about = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
 def _part(out: str, number: int) -> str:

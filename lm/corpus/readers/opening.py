@@ -7,13 +7,14 @@ thousandfold nor a line of 200 MB is ever held as a whole.
 
 import bz2
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from lm import storage
@@ -25,6 +26,19 @@ _BUFFER = 1 << 18
 _ZSTD_PIECE = 1 << 11  # zstd takes no limit of output; a piece can at most expand 32,768-fold
 MAX_EXPANSION = 200.0  # text and markup expand 3 to 30-fold; a gzip of zeros 1,030-fold
 EXPANSION_FLOOR = 1 << 26  # bytes: what is no larger than this may expand as it likes
+
+
+_watcher: contextvars.ContextVar[Callable[[int], None]] = contextvars.ContextVar("watcher", default=lambda done: None)
+
+
+@contextlib.contextmanager
+def watched(report: Callable[[int], None]) -> Iterator[None]:
+    """Have `report` told, within the block, how many bytes of a file have been read as they are stored (compressed)."""
+    token = _watcher.set(report)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -205,6 +219,7 @@ class _Content(io.RawIOBase):
             size -= len(part)
         data = b"".join(parts)
         self._read_bytes += len(data)
+        _watcher.get()(self._read_bytes)
         return data
 
     def _plain(self) -> bytes:

@@ -47,7 +47,9 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE,
 )
 _BOOK_NUMBER_BEFORE = re.compile(r"\b(?:ISBN|ISSN|DOI|SKU|EAN|UPC)(?:-1[03])?[\s:.#]*$", re.IGNORECASE)
-_DATE = re.compile(r"(?:19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?|\d\d?[-./ ]\d\d?[-./ ](?:19|20)\d\d|(?:1[89]|20)\d\d ?- ?(?:1[89]|20)\d\d")
+_DATE = re.compile(
+    r"(?:19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?|\d\d?[-./ ]\d\d?[-./ ](?:19|20)\d\d|(?:1[89]|20)\d\d ?- ?(?:1[89]|20)\d\d"
+)
 # Looked for first: they begin with a digit, which the regex engine finds fast, and most documents have neither.
 _LIKE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
 _LIKE_PHONE = re.compile(r"\d[\d ().\-/]{5,}\d")

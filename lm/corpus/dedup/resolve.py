@@ -11,7 +11,8 @@ from lm.corpus.dedup.clusters import best_of_each, components
 from lm.corpus.dedup.exact import without_paragraphs
 from lm.corpus.dedup.near import gather, split_groups
 from lm.corpus.dedup.pairs import first_of_equal
-from lm.corpus.record import SUFFIX, read_records, write_records
+from lm.corpus.record import SUFFIX, Record, Rejection, read_records, write_records
+from lm.corpus.tally import Tally
 from lm.corpus.task import Report
 
 _EXCERPT = 600  # characters of an example
@@ -115,11 +116,12 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
 
     Args:
       arguments: `part`, `index`, `group`, `clusters` (prefix, or None), `paragraphs` (prefix), `partitions` (0: no
-        paragraphs).
+        paragraphs), `seed` (of the samples).
 
     Returns:
       `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents dropped, the last for
-      having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
+      having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before; `tally`: a
+      `lm.corpus.tally.Tally`'s stats.
     """
     group, index = arguments["group"], arguments["index"]
     dropped: dict[int, str] = {}
@@ -138,34 +140,45 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
             position_of(found["ids"][here]).tolist(), found["numbers"][here].tolist(), strict=True
         ):
             repeated.setdefault(position, set()).add(number)
-    counts, kept = Counter({"exact": 0, "near": 0, "emptied": 0, "paragraphs": 0}), []
-    before, after, done = Counter(documents=0, bytes=0), Counter(documents=0, bytes=0), 0
-    for position, record in enumerate(read_records(arguments["part"] + SUFFIX)):
+    step, tally, kept, done = _Drop(dropped, repeated), Tally(arguments["seed"]), [], 0
+    for record in read_records(arguments["part"] + SUFFIX):
         done += len(record.text)
         report(done)
-        before.update(documents=1, bytes=_bytes(record.text))
-        if position in dropped:
-            counts[dropped[position]] += 1
-            continue
-        if position in repeated:
-            counts["paragraphs"] += len(repeated[position])
-            record.text = without_paragraphs(record.text, repeated[position])
-            if not record.text:
-                counts["emptied"] += 1
-                continue
-        after.update(documents=1, bytes=_bytes(record.text))
-        kept.append(record)
+        if tally.run([step], record) is not None:
+            kept.append(record)
     write_records(out + SUFFIX, kept)
-    return {"before": dict(before), "after": dict(after), **counts}
+    stats = tally.stats()
+    before, after = (
+        {name: at[name] for name in ("documents", "bytes")} for at in (stats["steps"][0], stats["steps"][-1])
+    )
+    counts = {kind: stats["rejected"].get(f"{step.name}/{kind}", 0) for kind in ("exact", "near", "emptied")}
+    return {"before": before, "after": after, **counts, "paragraphs": step.counts["paragraphs"], "tally": stats}
+
+
+class _Drop:
+    """The document step that drops what was found, from a part's documents in their order."""
+
+    name = "duplicates"
+
+    def __init__(self, dropped: Mapping[int, str], repeated: Mapping[int, set[int]]):
+        self._dropped, self._repeated, self._position = dropped, repeated, -1
+        self.counts = Counter(paragraphs=0)
+
+    def __call__(self, record: Record) -> Rejection | None:
+        self._position += 1
+        if kind := self._dropped.get(self._position):
+            return Rejection(f"{self.name}/{kind}")
+        if numbers := self._repeated.get(self._position):
+            self.counts["paragraphs"] += len(numbers)
+            record.text = without_paragraphs(record.text, numbers)
+            if not record.text:
+                return Rejection(f"{self.name}/emptied")
+        return None
 
 
 def _of_part(ids: np.ndarray, part: int) -> slice:
     """Return where a part's documents are among ascending ids."""
     return slice(*np.searchsorted(ids, np.array([first_id(part), first_id(part + 1)])))
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def examples(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:

@@ -48,11 +48,13 @@ class DedupResult:
       about: for the card: `exact`, `near`, `emptied`, `paragraphs`, `candidates`, `verified` (pairs), `clusters`:
         {"sizes": {documents: clusters}}, `between`: [[source of the dropped, of the kept, documents]], `parameters`
         with `s_curve`, `pairs`: [{"jaccard", "a": {"source", "id", "text"}, "b": …}].
+      kept: the tasks of the stage `keep` with what each tallied; none if nothing was asked.
     """
 
     parts: list[Part]
     by_source: dict[str, dict[str, Any]]
     about: dict[str, Any]
+    kept: list[tuple[Task, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
     options = config.dedup
     asked = options.exact or options.near
     if not parts or not (asked or plan.with_paragraphs):
-        return DedupResult(list(parts), _unchanged(parts), _about(config, {}, Counter(), [], []))
+        return DedupResult(list(parts), _unchanged(parts), _about(config, {}, Counter(), [], []), [])
     signatures = plan.signatures()
     run("signatures", signatures)
     clusters, found, verified = None, {}, []
@@ -109,18 +111,19 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
         Part(task.out, part.source, task.key, stats["after"]["documents"], stats["after"]["bytes"])
         for task, part, stats in zip(keeps, parts, kept, strict=True)
     ]
+    tallied = [(task, stats.pop("tally")) for task, stats in zip(keeps, kept, strict=True)]
     by_source = _by_source(parts, kept)
     totals = Counter()
     for stats in kept:
         totals.update({name: stats[name] for name in ("exact", "near", "emptied", "paragraphs")})
-    return DedupResult(left, by_source, _about(config, found, totals, verified, pairs))
+    return DedupResult(left, by_source, _about(config, found, totals, verified, pairs), tallied)
 
 
 class _Plan:
     """The tasks of all stages."""
 
     def __init__(self, folder: str, parts: list[Part], config: CorpusConfig):
-        self._folder, self._parts, self._config = folder, parts, config.dedup
+        self._folder, self._parts, self._config, self._seed = folder, parts, config.dedup, config.seed
         wanted = {name for name, source in config.sources.items() if source.paragraphs and config.dedup.paragraphs}
         self.with_paragraphs = [index for index, part in enumerate(parts) if part.source in wanted]
         self._layout = _layout(parts, config)
@@ -229,7 +232,9 @@ class _Plan:
             for index in members:
                 part = self._parts[index]
                 arguments = {
+                    "name": part.source,
                     "part": part.prefix,
+                    "seed": self._seed,
                     "index": index,
                     "group": group,
                     "clusters": clusters.out if clusters else None,

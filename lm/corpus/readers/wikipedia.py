@@ -49,7 +49,9 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
                     continue
                 page = _page(element, site, source.namespaces)
                 if page is None:
-                    skip(f"{path}: {element.findtext('{*}title') or 'page'}", "it has no id, no revision or no namespace")
+                    skip(
+                        f"{path}: {element.findtext('{*}title') or 'page'}", "it has no id, no revision or no namespace"
+                    )
                     continue
                 last = page.id
                 yield page

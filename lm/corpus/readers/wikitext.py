@@ -26,7 +26,9 @@ _KEPT = {"nowiki", "math", "chem", "ce", "code", "pre", "source", "syntaxhighlig
 _GONE = {"ref", "gallery", "timeline", "imagemap", "score", "graph", "mapframe", "maplink", "templatedata", "hiero",
          "inputbox", "categorytree", "includeonly", "charinsert", "dynamicpagelist", "references", "style"}  # fmt: skip
 _BLOCKS = {"pre", "source", "syntaxhighlight"}
-_ELEMENT = re.compile(rf"<!--|<({'|'.join(sorted(_KEPT | _GONE, key=len, reverse=True))})(?=[\s/>])([^<>]*)>", re.IGNORECASE)
+_ELEMENT = re.compile(
+    rf"<!--|<({'|'.join(sorted(_KEPT | _GONE, key=len, reverse=True))})(?=[\s/>])([^<>]*)>", re.IGNORECASE
+)
 _CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _KEPT | _GONE}
 
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\||^[ \t:*#;]*\{\||<table\b[^<>]*>|</table\s*>", re.IGNORECASE | re.MULTILINE)
@@ -43,7 +45,10 @@ _TAG = re.compile(
     r"ce|pre|source|table|tbody|thead|tr|td|th|caption|includeonly|indicator|timeline|imagemap|score|syntaxhighlight)\b[^<>]*>",
     re.IGNORECASE,
 )
-_EXTERNAL = re.compile(r"\[(?:(?:https?|ftps?|irc|news|git|svn|telnet|gopher)://|//|mailto:)[^\s\[\]<>\"]+(?:[ \t]+([^\]\n]*))?\]", re.IGNORECASE)
+_EXTERNAL = re.compile(
+    r"\[(?:(?:https?|ftps?|irc|news|git|svn|telnet|gopher)://|//|mailto:)[^\s\[\]<>\"]+(?:[ \t]+([^\]\n]*))?\]",
+    re.IGNORECASE,
+)
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 
 

@@ -34,7 +34,7 @@ class SourceConfig:
     text_key: str = option("text")  # field or column that holds the text (jsonl, parquet)
     namespaces: tuple[int, ...] = option((0,), ge=0)  # of wiki pages; 0: articles
     licenses: tuple[str, ...] = option(())  # SPDX names that code may be under; (): any, and none
-    clean: bool = option(True)  # repair encodings, NFC, control characters, junk lines
+    clean: str = option("auto", choices=("auto", "prose", "web", "code", "none"))  # how; auto: as its reader suggests
     pii: bool = option(False)  # replace e-mail addresses, IP addresses and phone numbers
     languages: tuple[str, ...] = option(())  # ISO 639-1 codes kept; (): language is not looked at
     language_score: float = option(0.65, ge=0, le=1)  # probability that the language found must have

@@ -35,7 +35,7 @@ def read_tasks(work: str, config: CorpusConfig) -> list[Task]:
                 "label": file.label,
                 "path": file.path,
                 "size": file.size,
-                "version": _version(file.path),
+                "version": version_of(file.path),
                 "sha256": file.sha256,
                 "name": name,
                 "source": to_dict(source),
@@ -109,7 +109,7 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
     return {"parts": parts, "skipped": skipped, "skipped_count": skipped_count, "damage": damage, "sha256": sha256}
 
 
-def _version(path: str) -> str:
+def version_of(path: str) -> str:
     """Return what changes when an input's content may have changed, without opening it."""
     if storage.is_remote(path):
         with storage.of_store(path, "read"):

@@ -7,17 +7,23 @@ from lm import storage
 from lm.config import to_dict
 from lm.corpus.clean import Clean
 from lm.corpus.config import CorpusConfig, SourceConfig
+from lm.corpus.decontamination import SUFFIX as INDEX
 from lm.corpus.decontamination import Decontamination
 from lm.corpus.filters import find_filters
 from lm.corpus.language import Language
 from lm.corpus.part import Part
+from lm.corpus.perplexity import Perplexity
 from lm.corpus.pii import Pii
-from lm.corpus.quality import Quality, load_classifier
+from lm.corpus.quality import Classifier, Quality
 from lm.corpus.readers import find_reader
 from lm.corpus.record import SUFFIX, read_records, write_records
+from lm.corpus.references import CLASSIFIER
 from lm.corpus.tally import Tally
 from lm.corpus.task import Report, Task
+from lm.extensions import load_extension
 from lm.fields import build
+
+_KINDS = {"web": "web", "code": "code"}  # of cleaning, by reader
 
 
 def refine_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], decontamination: Task | None) -> list[Task]:
@@ -26,7 +32,11 @@ def refine_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], deconta
         Task(
             storage.join(work, "refine", part.source, part.prefix.rpartition("/")[2]),
             refine,
-            _about(config, part) | {"decontamination": decontamination.out if decontamination else None},
+            _about(config, part)
+            | {
+                "decontamination": decontamination.out + INDEX if decontamination else None,
+                "max_overlap": config.decontamination.max_overlap,
+            },
             inputs=(part.key, *([decontamination.key] if decontamination else [])),
             size=part.bytes,
         )
@@ -34,14 +44,20 @@ def refine_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], deconta
     ]
 
 
-def score_tasks(work: str, config: CorpusConfig, parts: Sequence[Part], classifier: Task | None) -> list[Task]:
-    """Return a task per part: quality, and perplexity where there is a checkpoint."""
+def score_tasks(
+    work: str, config: CorpusConfig, parts: Sequence[Part], classifier: Task | None, scorer: str | None
+) -> list[Task]:
+    """Return a task per part: quality, and perplexity where there is a checkpoint, which `scorer` opens."""
+    about = {
+        "classifier": classifier.out + CLASSIFIER if classifier else None,
+        "checkpoint": config.perplexity_checkpoint,
+        "scorer": scorer if config.perplexity_checkpoint else None,
+    }
     return [
         Task(
             storage.join(work, "score", part.source, part.prefix.rpartition("/")[2]),
             score,
-            _about(config, part)
-            | {"classifier": classifier.out if classifier else None, "checkpoint": config.perplexity_checkpoint},
+            _about(config, part) | about,
             inputs=(part.key, *([classifier.key] if classifier else [])),
             size=part.bytes,
         )
@@ -70,13 +86,14 @@ def refine(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, 
     """
     source = build(SourceConfig, arguments["source"], "")
     steps = [*find_reader(source.reader).steps(source)]
-    if source.clean:
-        steps.append(Clean(source.reader))
+    kind = _KINDS.get(source.reader, "prose") if source.clean == "auto" else source.clean
+    if kind != "none":
+        steps.append(Clean(kind))
     if source.languages:
         steps.append(Language(source.languages, source.language_score))
     steps += find_filters(source.filters, language=source.languages[0] if source.languages else "en")
     if arguments["decontamination"]:
-        steps.append(Decontamination.load(arguments["decontamination"]))
+        steps.append(Decontamination(arguments["decontamination"], arguments["max_overlap"]))
     if source.pii:
         steps.append(Pii())
     return _through(steps, arguments, out, report)
@@ -87,7 +104,14 @@ def score(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, A
     source = build(SourceConfig, arguments["source"], "")
     steps = []
     if arguments["classifier"]:
-        steps.append(Quality(load_classifier(arguments["classifier"]), source, arguments["seed"]))
+        classifier = Classifier.load(arguments["classifier"])
+        sampled = source.sample_by_quality
+        steps.append(
+            Quality(classifier, min_quality=source.min_quality, sample_by_quality=sampled, seed=arguments["seed"])
+        )
+    if arguments["checkpoint"]:
+        open_scorer = load_extension("perplexity_checkpoint", arguments["scorer"])
+        steps.append(Perplexity(open_scorer(arguments["checkpoint"]), source.max_bits_per_byte))
     return _through(steps, arguments, out, report)
 
 

@@ -4,7 +4,7 @@ import re
 
 from lm.corpus.readers.wiki_names import APPARATUS
 
-LITERAL, DROPPED, BREAK = "\x7f", "\x01", "\x02"  # see lm.corpus.readers.wikitext
+LITERAL, DROPPED, CITED, BREAK = "\x7f", "\x01", "\x03", "\x02"  # see lm.corpus.readers.wikitext
 
 _HEADING = re.compile(r"(={1,6})[ \t]*([^\n]*?[^\n=])[ \t]*\1?=*[ \t\x01]*$")
 _ITEM = re.compile(r"([*#:;]+)[ \t]*")
@@ -12,11 +12,15 @@ _TABLE_LINE = re.compile(r"\{\||\|[-}+]|[|!](?!\S*=?=)")
 _SPACES = re.compile(r"[ \t\xa0]{2,}|\t|\xa0")
 
 # A template that is dropped leaves its commas and brackets: "Ava ( ; born 1990)".
-_HOLE = re.compile(r" ?\((?=[^()\w\n]*\x01)[ ;,:/–\x01-]*\)")
-_HOLE_FIRST = re.compile(r"\((?=[ ;,:]*\x01)[ ;,:\x01]+")
-_HOLE_LAST = re.compile(r"[ ;,]*\x01[ ;,\x01]*\)")
-_HOLE_BETWEEN = re.compile(r"([;,]) ?\x01[\x01 ]*(?=[;,])[;,]")
-_HOLE_BEFORE_STOP = re.compile(r" \x01+(?=[.,;:)])")
+# Quantifiers are bounded, so that no line takes quadratic time.
+_HOLES = re.compile(r"\x01(?: ?\x01)+")
+_HOLE = re.compile(r" ?\((?=[^()\w\n]{0,40}\x01)[ ;,:/–\x01-]{0,40}\)")
+_HOLE_FIRST = re.compile(r"\((?=[ ;,:]{0,9}\x01)[ ;,:\x01]{1,40}")
+_HOLE_LAST = re.compile(r"[ ;,]{0,9}\x01[ ;,\x01]{0,40}\)")
+_HOLE_START = re.compile(r"([*#:;]*) ?\x01[ ,;:.\x01]*")
+_HOLE_BETWEEN = re.compile(r"([;,]) ?\x01 ?[;,]")
+_HOLE_BEFORE_STOP = re.compile(r" \x01(?=[.,;:)])")
+_CITATION = re.compile(r"[*#:;]+[ \x01]*\x03")  # an item that is one, and what follows it
 _LONE = re.compile(r"\[\[|\]\]|\{\{|\}\}")
 
 
@@ -25,6 +29,10 @@ def lay_out(text: str) -> str:
     sections = _Sections()
     numbers: list[int] = []
     for line in text.split("\n"):
+        if CITED in line:
+            if _CITATION.match(line):
+                continue
+            line = line.replace(CITED, DROPPED)
         preformatted = line.startswith(" ") and line.strip(" \x01\x02") != ""
         line = _tidy(line)
         bare = line.strip()
@@ -56,6 +64,9 @@ def _tidy(line: str) -> str:
         start = len(line) - len(line.lstrip(" ")) if line.startswith(" ") else 0
         line = line[:start] + _SPACES.sub(" ", line[start:])
     if DROPPED in line:
+        line = _HOLES.sub(DROPPED, line)
+        if start := _HOLE_START.match(line):
+            line = start[1] + " " + line[start.end() :]
         line = _HOLE.sub("", line)
         line = _HOLE_FIRST.sub("(", line)
         line = _HOLE_LAST.sub(")", line)
@@ -82,7 +93,7 @@ def _without_quotes(line: str) -> str:
         before = [line[max(0, runs[index][0] - 2) : runs[index][0]] for index in candidates]
         one_letter = [i for i, b in zip(candidates, before) if b[-1:] != " " and (len(b) < 2 or b[0] == " ")]
         longer = [i for i, b in zip(candidates, before) if b[-1:] != " " and i not in one_letter]
-        apostrophe = (one_letter or longer or candidates)[0]
+        apostrophe = (one_letter or longer or candidates or [None])[0]
     parts, position = [], 0
     for index, ((start, end), length) in enumerate(zip(runs, lengths)):
         parts.append(line[position:start] + "'" * (end - start - length + (index == apostrophe)))
@@ -108,7 +119,7 @@ class _Sections:
     """Lines gathered under their headings; apparatus and empty sections are left out."""
 
     def __init__(self):
-        self._blocks: list[list[str]] = []  # each printed with a blank line before it
+        self._blocks: list[list[str]] = []  # pieces of each, printed with a blank line before it
         self._waiting: list[tuple[int, str]] = []  # headings that nothing followed yet
         self._left_out: int | None = None  # level of the section being left out
         self._open = False  # the last block may go on
@@ -135,13 +146,13 @@ class _Sections:
             self._open = self._joins = False
         self._waiting.clear()
         if joined and self._joins and self._open:
-            self._blocks[-1][-1] += " " + text
+            self._blocks[-1] += " ", text
         elif item and self._open and not self._joins:
-            self._blocks[-1].append(text)
+            self._blocks[-1] += "\n", text
         else:
             self._blocks.append([text])
         self._open = True
         self._joins = joined
 
     def text(self) -> str:
-        return "\n\n".join("\n".join(block) for block in self._blocks)
+        return "\n\n".join("".join(block) for block in self._blocks)

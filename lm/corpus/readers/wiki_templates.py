@@ -22,8 +22,8 @@ _LANGUAGE_NAMES = {
 _UNITS = {
     "C": "°C", "F": "°F", "K": "K", "km2": "km²", "m2": "m²", "cm2": "cm²", "sqmi": "sq mi", "sqft": "sq ft", "sqkm": "km²",
     "m3": "m³", "km3": "km³", "cuft": "cu ft", "cumi": "cu mi", "ftin": "ft", "acre": "acres", "acres": "acres", "mph": "mph",
-    "kmh": "km/h", "km/h": "km/h", "m/s": "m/s", "nmi": "nautical miles", "mile": "miles", "miles": "miles", "foot": "feet",
-    "feet": "feet", "e6sqmi": "million sq mi", "e6km2": "million km²", "/sqmi": "per sq mi", "/km2": "per km²", "PD/sqmi": "per sq mi",
+    "kmh": "km/h", "km/h": "km/h", "m/s": "m/s", "mile": "miles", "miles": "miles", "foot": "feet",
+    "feet": "feet", "nmi": "nautical miles", "e6sqmi": "million sq mi", "e6km2": "million km²", "/sqmi": "per sq mi", "/km2": "per km²", "PD/sqmi": "per sq mi",
     "PD/km2": "per km²", "in": "inches", "hp": "hp", "°C": "°C", "°F": "°F", "g/cm3": "g/cm³", "kg/m3": "kg/m³",
 }  # fmt: skip
 _JOINERS = {
@@ -69,16 +69,23 @@ def _convert(parameters: Parameters) -> str:
     for index, value in enumerate(values):
         value = value.strip()
         if index % 2 == 0 and _NUMBER.fullmatch(value):
-            text += value.replace("+", " ") if "/" in value else value
+            value = value.replace("+", " ") if "/" in value else value
+            text += f"{int(value):,}" if value.isdecimal() and len(value) > 3 else value
         elif index % 2 == 1 and index + 1 < len(values) and value in _JOINERS:
             text += _JOINERS[value]
         else:
-            unit = _UNITS.get(value, value)
+            unit = _unit(value)
             following = values[index + 1].strip() if index + 1 < len(values) else ""
             if value in ("ft", "lb", "st") and re.fullmatch(r"[\d.]+", following) and index + 2 < len(values):
-                return f"{text} {unit} {following} {_UNITS.get(values[index + 2].strip(), values[index + 2].strip())}"
+                return f"{text} {unit} {following} {_unit(values[index + 2].strip())}"
             return f"{text} {unit}" if text else ""
     return text
+
+
+def _unit(code: str) -> str:
+    power = {"e3": "thousand ", "e6": "million ", "e9": "billion "}.get(code[:2], "")
+    code = code[2:] if power else code
+    return power + _UNITS.get(code, code)
 
 
 def _language(parameters: Parameters) -> str:
@@ -135,7 +142,7 @@ def _value(parameters: Parameters) -> str:
     text += f" ± {numbers[1]}" if len(numbers) > 1 else ""
     text += f"×10^{parameters['e'].strip()}" if parameters.get("e") else ""
     unit = parameters.get("u") or parameters.get("ul") or parameters.get("up")
-    return f"{text} {_UNITS.get(unit.strip(), unit.strip())}" if unit and text else text
+    return f"{text} {_unit(unit.strip())}" if unit and text else text
 
 
 def _as_of(parameters: Parameters) -> str:
@@ -201,7 +208,14 @@ _TABLE: tuple[tuple[str, Callable[[Parameters], str]], ...] = (
     ("ss", _argument(1, "SS ")),
     ("ndash, en dash, nd", _constant("–")),
     ("spaced ndash, snd, spnd, spaced en dash, spndash", _constant(" – ")),
-    ("mdash, em dash", _constant("—")),
+    ("mdash, em dash, emdash, mdashb, --", _constant("—")),
+    ("carbon", _constant("C")),
+    ("hydrogen", _constant("H")),
+    ("oxygen", _constant("O")),
+    ("nitrogen", _constant("N")),
+    ("simplenuclide, simplenuclide2, nuclide, nuclide2", _joined("-")),
+    ("columns-list, columns", _argument(1)),
+    ("lsj", _last),
     ("'", _constant("'")),
     ("'s", _constant("'s")),
     ("-, shy, zwj, zwnj, zwsp, wbr", _constant("")),

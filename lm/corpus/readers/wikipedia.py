@@ -28,7 +28,7 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
     """Yield the pages of a dump, the last revision of each, in their order.
 
     Ids are `enwiki/12`: the wiki's database name and the page's id. Metadata: `title`, `page`, `namespace`,
-    `revision`, `timestamp`, `redirect` (target's title), `drop`. Memory is bounded by one revision.
+    `revision`, `timestamp`, `drop`. Memory is bounded by one revision.
 
     Args:
       path: XML in any encoding that it declares, compressed or not, local or a URL.
@@ -131,11 +131,10 @@ def _page(page: ElementTree.Element, site: _Site, namespaces: tuple[int, ...]) -
     marked = page.find("{*}redirect")
     model = revision.findtext("{*}model") or revision.findtext("{*}content/{*}model") or "wikitext"
     target = redirect_target(text) if marked is None else marked.get("title", "")
-    if namespace not in namespaces:
-        metadata["drop"], text = {"rule": "namespace", "value": namespace}, ""
-    elif target is not None:
-        metadata["redirect"] = target
+    if target is not None:
         metadata["drop"] = {"rule": "redirect", "value": target}
+    elif namespace not in namespaces:
+        metadata["drop"], text = {"rule": "namespace", "value": namespace}, ""
     elif model != "wikitext":
         metadata["drop"] = {"rule": "model", "value": model}
     return Record(f"{site.name}/{number}", text, url=site.url(title), metadata=metadata)

@@ -5,21 +5,22 @@ it, and rendered as they close; then tags, quotes and lines follow by regular ex
 No library parses it: mwparserfromhell takes 1 s per MB for a tree of which little is needed, and on some unbalanced
 pages minutes (`experiments/benchmarks/wikitext.py` compares); here work is bounded by `_DEPTH` times the length.
 
-Three characters that no page holds are marks on the way: `_LITERAL` around the number of a piece to be kept as it is
-(`nowiki`, code, mathematics), `_DROPPED` where a template was left out, `_BREAK` for a line break that is meant.
+Characters that no page needs are marks on the way: `LITERAL` around the number of a piece to be kept as it is
+(`nowiki`, code, mathematics), `DROPPED` where a template was left out, `CITED` where that was a citation, `BREAK` for
+a line break that is meant.
 """
 
 import collections
 import html
 import re
 
-from lm.corpus.readers.wiki_lines import BREAK, DROPPED, LITERAL, lay_out
+from lm.corpus.readers.wiki_lines import BREAK, CITED, DROPPED, LITERAL, lay_out
 from lm.corpus.readers.wiki_names import CATEGORY, FILE, LANGUAGES, disambiguation, redirect_target
 from lm.corpus.readers.wiki_templates import render_template
 from lm.corpus.record import Record, Rejection
 
 _DEPTH = 60  # nesting beyond which brackets are no longer matched; MediaWiki stops at 100, articles at about 10
-_MARKS = str.maketrans({LITERAL: None, DROPPED: None, BREAK: None, "\r": None, "\u200b": None, "\ufeff": None})
+_MARKS = str.maketrans(dict.fromkeys((LITERAL, DROPPED, CITED, BREAK, "\r", "\u200b", "\ufeff")))
 
 # Elements whose content is no wikitext.
 _KEPT = {"nowiki", "math", "chem", "ce", "code", "pre", "source", "syntaxhighlight"}
@@ -29,6 +30,7 @@ _BLOCKS = {"pre", "source", "syntaxhighlight"}
 _ELEMENT = re.compile(
     rf"<!--|<({'|'.join(sorted(_KEPT | _GONE, key=len, reverse=True))})(?=[\s/>])([^<>]*)>", re.IGNORECASE
 )
+_OPEN_REFERENCE = re.compile(r"<ref(?=[\s>])[^<>]*(?<!/)>", re.IGNORECASE)
 _CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _KEPT | _GONE}
 
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\||^[ \t:*#;]*\{\||<table\b[^<>]*>|</table\s*>", re.IGNORECASE | re.MULTILINE)
@@ -38,7 +40,7 @@ _POWER = re.compile(r"<sup\b[^<>]*>\s*([-−+]?(?:\d+|[a-z]))\s*</sup\s*>", re.I
 _LINE_TAG = re.compile(r"<(?:br|hr)\b[^<>]*>|</br\s*>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(r"</?(?:p|div|blockquote|center|h[1-6]|ul|ol|dl|poem)\b[^<>]*>", re.IGNORECASE)
 _ITEM_TAG = re.compile(r"<(?:li|dt|dd)\b[^<>]*>", re.IGNORECASE)
-_POEM = re.compile(r"<poem\b[^<>]*>(.*?)</poem\s*>", re.IGNORECASE | re.DOTALL)
+_POEM = re.compile(r"<poem\b[^<>]*>([^<]*(?:<(?!/?poem\b)[^<]*)*)</poem\s*>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:abbr|b|bdi|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|li|dt|dd|mark|noinclude|nowiki|onlyinclude|q|rb|rp|rt|ruby|s|samp|"
     r"section|small|span|strike|strong|sub|sup|tt|u|var|wbr|references|ref|templatestyles|translate|languages|tvar|gallery|math|chem|"
@@ -46,9 +48,11 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _EXTERNAL = re.compile(
-    r"\[(?:(?:https?|ftps?|irc|news|git|svn|telnet|gopher)://|//|mailto:)[^\s\[\]<>\"]+(?:[ \t]+([^\]\n]*))?\]",
+    r"\[(?:(?:https?|ftps?|irc|news|git|svn|telnet|gopher)://|//|mailto:)[^\s\[\]<>\"]+(?:[ \t]+([^\]\n]{0,500}))?\]",
     re.IGNORECASE,
 )
+_MARK = re.compile(rf"{LITERAL}(\d+){LITERAL}")
+_CITATION = re.compile(r"\s*v?cit(?:e\b|ation\s*$)", re.IGNORECASE)
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 
 
@@ -99,15 +103,14 @@ def render(text: str, title: str = "", counts: collections.Counter[str] | None =
     text = _without_tags(text)
     text = html.unescape(lay_out(text))
     text = text.replace("\xa0", " ").replace("\u2009", " ").replace("\u202f", " ").replace("\xad", "")
-    for index in range(len(literals) - 1, -1, -1):  # a later one may hold an earlier
-        text = text.replace(f"{LITERAL}{index}{LITERAL}", literals[index], 1)
+    text = _MARK.sub(lambda match: literals[int(match[1])], text)
     return text.translate(_MARKS).strip()
 
 
 def _set_aside(text: str, literals: list[str], counts: collections.Counter[str]) -> str:
     """Take out comments and elements that are no wikitext; those to be kept leave a mark and stand in `literals`."""
     parts, position = [], 0
-    never_closed: set[str] = set()
+    closings: dict[str, re.Match[str] | None] = {}  # the next of each name, None: there is none
     while match := _ELEMENT.search(text, position):
         parts.append(text[position : match.start()])
         position = match.end()
@@ -115,17 +118,16 @@ def _set_aside(text: str, literals: list[str], counts: collections.Counter[str])
             end = text.find("-->", position)
             position = len(text) if end < 0 else end + 3
             continue
-        name, attributes = match[1].lower(), match[2]
-        if attributes.endswith("/"):
+        name = match[1].lower()
+        if match[2].endswith("/"):
             counts["references"] += name == "ref"
             continue
-        closing = None if name in never_closed else _CLOSING[name].search(text, position)
-        if closing is None:
-            never_closed.add(name)
-            continue
+        closing = closings.get(name, match)
+        if closing is not None and closing.start() < position:
+            closing = closings[name] = _CLOSING[name].search(text, position)
+        if closing is None or (name == "ref" and _OPEN_REFERENCE.search(text, position, closing.start())):
+            continue  # never closed: the closing tag, if any, is the next one's
         content = text[position : closing.start()]
-        if name == "ref" and re.search(r"<ref\b[^<>]*[^/<>]>", content, re.IGNORECASE):
-            continue  # this one was never closed: the closing tag is the next one's
         position = closing.end()
         counts["references"] += name == "ref"
         if name in _KEPT:
@@ -197,7 +199,7 @@ class _Brackets:
             elif token == "}}":
                 self._close("}}")
             elif token == "]]":
-                if text.startswith("]", position) and _open_bracket(top):
+                if top.kind == "[[" and text.startswith("]", position) and _open_bracket(top):
                     top.add("]")  # [[File:…|… [http://… label]]]
                     position = start + 3
                 self._close("]]")
@@ -229,19 +231,22 @@ class _Brackets:
             self._give_up()
         frame = self._frames.pop()
         if kind == "{{":
-            shown = render_template(frame.strings(), self._title)
-            self._counts["templates"] += shown is None
-            self._frames[-1].add(DROPPED if shown is None else shown)
+            arguments = frame.strings()
+            shown = render_template(arguments, self._title)
+            if shown is None:
+                self._counts["templates"] += 1
+                shown = CITED if _CITATION.match(arguments[0]) else DROPPED
+            self._frames[-1].add(shown)
         elif kind == "[[":
             self._frames[-1].add(self._link(frame.strings()))
         else:
             self._counts["tables"] += 1
 
     def _give_up(self) -> None:
-        """What is in a bracket that is never closed is text, but for the first line of a file's link."""
+        """What is in a bracket that is never closed is text, but for the first line of a table or a file's link."""
         frame = self._frames.pop()
         text = "|".join(frame.strings())
-        if frame.kind == "[[" and text.partition(":")[0].strip().lower() in FILE:
+        if frame.kind == "{|" or (frame.kind == "[[" and text.partition(":")[0].strip().lower() in FILE):
             text = text.partition("\n")[2]
         self._frames[-1].add(text)
 

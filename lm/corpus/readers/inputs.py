@@ -84,7 +84,7 @@ def name_of(path: str, source: SourceConfig) -> str:
     """
     path = next((url for url in source.paths if _is_http(url) and path == _download(url, None)[1]), path)
     parts = _parts(path)
-    levels = zip(parts, *(_root(pattern) for pattern in source.paths))  # as deep as the shallowest
+    levels = zip(parts, *(_root(pattern) for pattern in source.paths), strict=False)  # as deep as the shallowest
     common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
     return "/".join(parts[common:]) or os.path.basename(os.path.abspath(path))
 

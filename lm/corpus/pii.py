@@ -23,7 +23,7 @@ _PHONES = tuple(f"202-555-01{number}" for number in (11, 23, 38, 47, 56, 64, 79,
 # RFC 5321: at most 64 characters before the @. The domain's last label is letters.
 _AT_DOMAIN = re.compile(r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}([A-Za-z]{2,24}))(?![\w@-]|\.\w)")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_%+'-]|\.(?!\.)){0,63}$")
-_NOT_DOMAINS = frozenset("png jpg jpeg gif svg webp bmp ico js css html htm php py txt pdf".split())  # logo@2x.png
+_NOT_DOMAINS = frozenset(["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "js", "css", "html", "php", "py", "pdf"])
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|example|invalid|test|localhost)$", re.IGNORECASE)
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
@@ -47,7 +47,9 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE,
 )
 _BOOK_NUMBER_BEFORE = re.compile(r"\b(?:ISBN|ISSN|DOI|SKU|EAN|UPC)(?:-1[03])?[\s:.#]*$", re.IGNORECASE)
-_DATE = re.compile(r"(?:19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?|\d\d?[-./ ]\d\d?[-./ ](?:19|20)\d\d|(?:1[89]|20)\d\d ?- ?(?:1[89]|20)\d\d")
+_DATE = re.compile(
+    r"(?:19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?|\d\d?[-./ ]\d\d?[-./ ](?:19|20)\d\d|(?:1[89]|20)\d\d ?- ?(?:1[89]|20)\d\d"
+)
 # Looked for first: they begin with a digit, which the regex engine finds fast, and most documents have neither.
 _LIKE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
 _LIKE_PHONE = re.compile(r"\d[\d ().\-/]{5,}\d")

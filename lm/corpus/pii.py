@@ -23,7 +23,7 @@ _PHONES = tuple(f"202-555-01{number}" for number in (11, 23, 38, 47, 56, 64, 79,
 # RFC 5321: at most 64 characters before the @. The domain's last label is letters.
 _AT_DOMAIN = re.compile(r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}([A-Za-z]{2,24}))(?![\w@-]|\.\w)")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_%+'-]|\.(?!\.)){0,63}$")
-_NOT_DOMAINS = frozenset(["png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "js", "css", "html", "htm", "php", "py", "txt", "pdf"])  # logo@2x.png
+_NOT_DOMAINS = frozenset(["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "js", "css", "html", "php", "py", "pdf"])
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|example|invalid|test|localhost)$", re.IGNORECASE)
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"

@@ -1,9 +1,14 @@
-"""`lm data build`, `lm data card` and `lm data download`."""
+"""`lm data`: `build`, `card` and `download`; `where`, `import` and `export` are in files beside this one."""
 
 import argparse
 import json
 
-HELP = "raw text to token shards (build), what is in them (card), and public corpora (download)"
+from lm.commands import data_formats, data_where
+
+HELP = (
+    "raw text to token shards (build), what is in them (card), which documents a batch holds (where), public corpora "
+    "(download), and other programs' token files (import, export)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   lm data build --config experiments/tiny.py --out /tmp/tiny-data
   lm data card /tmp/tiny-data --verify
-  lm data download enwik8"""
+  lm data where --run runs/tiny --step 400
+  lm data download enwik8
+  lm data import --from train.bin --format nanogpt --tokenizer gpt2 --out DIR"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser(
         "build",
@@ -32,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     card.add_argument("folder", metavar="DIR", help="a folder made by `lm data build`, or of the cache")
     card.add_argument("--verify", action="store_true", help="hash every shard against the manifest")
     card.add_argument("--json", action="store_true", help="print one JSON object")
+    data_where.add_action(actions)
+    data_formats.add_actions(actions)
     download = actions.add_parser(
         "download",
         help="public corpora, by name or URL, into the cache; continues where it stopped",
@@ -48,8 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Carry the verb out."""
-    if args.action == "download":
-        return _download(args)
+    others = {
+        "download": _download,
+        "where": data_where.run,
+        "import": data_formats.run_import,
+        "export": data_formats.run_export,
+    }
+    if args.action in others:
+        return others[args.action](args)
     from lm.data.card import card, card_text
     from lm.data.dataset import open_data
     from lm.data.prepare import fetch_shards

@@ -65,7 +65,7 @@ def build_or_keep(
 ) -> None:
     """As `build`; but if another process has made the same folder meanwhile, that one stays."""
     acquire(config, progress)
-    with _published(folder) as temporary:
+    with published(folder) as temporary:
         manifest = _write(config, temporary, progress or (lambda *_: None), shard_tokens)
         storage.write_atomic(os.path.join(temporary, MANIFEST), json.dumps(manifest, indent=1) + "\n")
 
@@ -224,7 +224,7 @@ def assemble_manifest(
 
 
 @contextlib.contextmanager
-def _published(folder: str) -> Iterator[str]:
+def published(folder: str) -> Iterator[str]:
     """Give a temporary folder that becomes `folder` at the end; on any error it is removed.
 
     If another process published the same folder meanwhile, that one stays.

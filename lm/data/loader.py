@@ -1,6 +1,6 @@
 """The training loader: `batch(step)` is a pure function of (manifest hash, seed, schedule, step)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from lm.config import Config
 from lm.data.dataset import Dataset, open_data
 from lm.data.mixture import Mixture, planned
-from lm.data.packing import best_fit_plan, concat_plan, cut_runs
+from lm.data.packing import Runs, best_fit_plan, concat_plan, cut_runs
 from lm.data.permutation import permute, round_keys
 from lm.data.rows import Batch, fill_rows
 from lm.data.stages import Stages
@@ -29,6 +29,7 @@ class Loader:
 
     Attributes:
       dataset: the opened folder.
+      shards: of the split.
       sequence_length: T of a whole row, the longest that a step reads.
       stages: each step's batch size (global) and sequence length.
       mixture: of domains; None: all rows of the split, in one order.
@@ -83,8 +84,8 @@ class Loader:
         self.sequence_length = sequence_length
         self.stages = Stages(stages or ((0, batch_size, sequence_length),), sequence_length)
         self.split, self.seed, self._document_mask = split, seed, document_mask
-        self._shards = self.dataset.shards(split)
-        self._plans = [plans[packing](shard) for shard in self._shards]
+        self.shards = self.dataset.shards(split)
+        self._plans = [plans[packing](shard) for shard in self.shards]
         self._first_rows = np.cumsum([0, *(plan.num_rows for plan in self._plans)])
         self.rows_per_epoch = int(self._first_rows[-1])
         self.tokens_per_epoch = sum(plan.num_tokens for plan in self._plans)
@@ -123,7 +124,7 @@ class Loader:
         rows = dict.fromkeys(domains, 0)
         for domain, plan in zip(domains, self._plans, strict=True):
             rows[domain] += plan.num_rows
-        self._shards_of = {domain: np.flatnonzero(np.array(domains, object) == domain) for domain in rows}
+        self._own_shards = {domain: np.flatnonzero(np.array(domains, object) == domain) for domain in rows}
 
         def of_manifest(name: str) -> dict[str, float]:  # which may speak of domains that this split lacks
             return {domain: value for domain, value in default.get(name, {}).items() if domain in rows}
@@ -154,7 +155,7 @@ class Loader:
 
     def _domain_rows(self, domain: str) -> np.ndarray:
         """Return the domain's rows before each of its shards, and all of them: int64 [its shards + 1]."""
-        return np.cumsum([0, *(self._plans[number].num_rows for number in self._shards_of[domain])])
+        return np.cumsum([0, *(self._plans[number].num_rows for number in self._own_shards[domain])])
 
     @property
     def manifest_hash(self) -> str:
@@ -173,7 +174,7 @@ class Loader:
 
     def check(self) -> None:
         """Wait until the shards are verified; raises DamagedFileError if one is damaged."""
-        for shard in self._shards:
+        for shard in self.shards:
             shard.check(wait=True)
 
     def rows_consumed(self, step: int) -> int:
@@ -196,12 +197,28 @@ class Loader:
           `inputs_BT`, `targets_BT`, `segment_ids_BT`, `positions_BT`, `target_bytes_BT` int32 and
           `weights_BT` float32, as `lm.data.rows.fill_rows` describes.
         """
+        batch = self._rows(*self._pieces(step, rows))
+        return batch if columns is None else {name: array[:, columns] for name, array in batch.items()}
+
+    def runs(self, step: int, rows: Any = None) -> Iterator[tuple[int, np.ndarray, Runs]]:
+        """Yield (shard, rows, runs) for every shard that the step's batch reads: what fills which of its rows.
+
+        Args:
+          step, rows: as of `batch`.
+
+        Yields:
+          The shard's number in the split, which of the rows asked for it fills, and their runs in its stream
+          (`Runs.row` is an index into them).
+        """
+        yield from self._located(*self._pieces(step, rows))
+
+    def _pieces(self, step: int, rows: Any) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return of a step's rows: their indices in the split, the columns at which they begin there, their length."""
         stage = self.stages.at(step)
         length = stage.sequence_length
         pieces = self.stages.position(step) // length + np.arange(stage.batch_size)
         numbers, parts = np.divmod(pieces if rows is None else pieces[rows], self.sequence_length // length)
-        batch = self._rows(self.row_indices(numbers), parts * length, length)
-        return batch if columns is None else {name: array[:, columns] for name, array in batch.items()}
+        return self.row_indices(numbers), parts * length, length
 
     def numbered_rows(self, numbers: np.ndarray) -> Batch:
         """Return the whole rows with these numbers in the run's order, which knows no batch size."""
@@ -219,7 +236,7 @@ class Loader:
             firsts = self._domain_rows(domain)
             own = self._shuffled(place_of[here], int(firsts[-1]), self.seed, "domain", domain)
             shard = np.searchsorted(firsts, own, side="right") - 1
-            indices[here] = self._first_rows[self._shards_of[domain][shard]] + own - firsts[shard]
+            indices[here] = self._first_rows[self._own_shards[domain][shard]] + own - firsts[shard]
         return indices
 
     @staticmethod
@@ -232,26 +249,30 @@ class Loader:
             indices[now] = permute(places[now], size, round_keys(*key, epoch))
         return indices
 
-    def _rows(self, indices: np.ndarray, columns: np.ndarray, length: int) -> Batch:
-        """Return the pieces of `length` tokens that begin at these columns of the rows with these indices."""
+    def _located(self, indices: np.ndarray, columns: np.ndarray, length: int) -> Iterator[tuple[int, np.ndarray, Runs]]:
         shard_of_row = np.searchsorted(self._first_rows, indices, side="right") - 1
-        parts = {}
         for number in np.unique(shard_of_row).tolist():
             here = np.flatnonzero(shard_of_row == number)
-            plan = self._plans[number]
-            runs = plan.runs(indices[here] - self._first_rows[number])
-            parts[number] = (
+            runs = self._plans[number].runs(indices[here] - self._first_rows[number])
+            yield number, here, runs if length == self.sequence_length else cut_runs(runs, columns[here], length)
+
+    def _rows(self, indices: np.ndarray, columns: np.ndarray, length: int) -> Batch:
+        """Return the pieces of `length` tokens that begin at these columns of the rows with these indices."""
+        parts = {
+            number: (
                 here,
                 fill_rows(
-                    self._shards[number],
-                    runs if length == self.sequence_length else cut_runs(runs, columns[here], length),
+                    self.shards[number],
+                    runs,
                     len(here),
                     length,
                     self.token_bytes,
-                    crosses_documents=plan.crosses_documents,
+                    crosses_documents=self._plans[number].crosses_documents,
                     document_mask=self._document_mask,
                 ),
             )
+            for number, here, runs in self._located(indices, columns, length)
+        }
         if len(parts) == 1:
             return next(iter(parts.values()))[1]
         names = next(iter(parts.values()))[1]

@@ -78,7 +78,7 @@ class Shard:
           DamagedFileError: it is truncated, not a shard, or not what the manifest says.
         """
         expected = expected or {}
-        tokens = _map_tokens(path)
+        tokens = map_tokens(path)
         ends = _map_ends(ends_path(path))
         if not len(tokens) or (int(ends[-1]) if len(ends) else 0) != len(tokens) - 1:
             raise DamagedFileError(f'"{ends_path(path)}" does not fit the {len(tokens):,} tokens of "{path}".')
@@ -121,7 +121,15 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def _map_tokens(path: str) -> np.ndarray:
+def header_bytes(dtype: np.dtype, count: int) -> bytes:
+    """Return llm.c's header of a file of `count` tokens."""
+    header = np.zeros(_HEADER, "<i4")
+    header[:3] = (*_KINDS[np.dtype(dtype)], count)
+    return header.tobytes()
+
+
+def map_tokens(path: str) -> np.ndarray:
+    """Map the tokens of a file with llm.c's header; raises as `Shard.open`."""
     try:
         size = os.path.getsize(path)
         header = np.fromfile(path, "<i4", _HEADER)
@@ -198,11 +206,8 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         self._file.write(np.array([self._eot_id], self._dtype).tobytes())
-        header = np.zeros(_HEADER, "<i4")
-        header[:2] = _KINDS[self._dtype]
-        header[2] = self._tokens + 1
         self._file.seek(0)
-        self._file.write(header.tobytes())
+        self._file.write(header_bytes(self._dtype, self._tokens + 1))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

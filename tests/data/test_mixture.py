@@ -1,8 +1,6 @@
 """The mixture of domains: exact shares, any row from its number alone, epochs capped."""
 
 import dataclasses
-import json
-import os
 from fractions import Fraction
 
 import numpy as np
@@ -10,41 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm import storage
 from lm.config import apply_overrides, default
-from lm.data.build import assemble_manifest, write_shards
 from lm.data.card import card, card_text
-from lm.data.dataset import MANIFEST, TOKENIZER, open_data
-from lm.data.document import Document
+from lm.data.dataset import open_data
 from lm.data.loader import Loader
 from lm.data.mixture import BLOCK, Mixture, cap_epochs, fixed, planned, proportional, temperature
 from lm.data.permutation import permute, round_keys
 from lm.errors import ConfigError
 from lm.resolve import fingerprint, resolve
-from lm.tokenizer import save
-from tests.data.conftest import words
+from tests.data.conftest import DOMAINS, build_domains
 
 T, B = 16, 8
-DOMAINS = {"wiki": 40, "books": 12, "code": 90}  # documents
 CONSTANT = ((0, "wiki", 0.5), (0, "books", 0.2), (0, "code", 0.3))
 SCHEDULE = (*CONSTANT, (37, "books", 1.0), (37, "wiki", 3.0), (61, "code", 1.0))
-
-
-def build_domains(folder, tokenizer, **options):
-    entries = {}
-    for domain, count in DOMAINS.items():
-        documents = [Document(words(30, len(domain) * 1000 + number), f"{domain}/{number}") for number in range(count)]
-        for split, some in write_shards(documents, folder, f"{domain}-", tokenizer, (0.1, 0.0), 700, domain).items():
-            entries.setdefault(split, []).extend(some)
-    manifest = assemble_manifest(entries, tokenizer=tokenizer, source={"name": "test"}, fractions=(0.1, 0.0), **options)
-    save(tokenizer, os.path.join(folder, TOKENIZER))
-    storage.write_atomic(os.path.join(folder, MANIFEST), json.dumps(manifest))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def domains_folder(dataset, tmp_path_factory):
-    return build_domains(str(tmp_path_factory.mktemp("domains")), dataset.tokenizer)
 
 
 @pytest.fixture(params=["concat", "best_fit"])

@@ -68,7 +68,7 @@ class DedupConfig:
     shingle_words: int = option(5, ge=1)  # words per shingle
     bands: int = option(20, ge=1)  # buckets that a document falls in; candidates are verified, so recall is cheap:
     rows: int = option(6, ge=1)  # hashes per bucket; 20 x 6 misses 0.2 % of pairs at 0.8, FineWeb's 14 x 8 7.6 %
-    partitions: int = option(16, ge=1)  # of the shuffle, at least: more are made where one would hold over 400 MB
+    partitions: int = option(4, ge=1)  # of the shuffle, at least: more are made where one would hold over 400 MB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,11 @@ from tests.corpus.dedup_corpus import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def test_the_same_words_in_two_sources_stay_once_and_others_are_not_touched(tmp_path):
     same = prose(1)
     parts = write_parts(

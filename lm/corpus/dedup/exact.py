@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from lm.corpus.dedup.shingles import hash_words, split_words
+from lm.corpus.dedup.shingles import find_words
 from lm.corpus.optional import require
 
 _BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -28,14 +28,16 @@ def paragraphs(text: str) -> tuple[list[str], str]:
 
 def paragraph_hashes(text: str, characters: int) -> list[tuple[int, int]]:
     """Return (number, hash) of the paragraphs that have at least so many characters when normalized."""
-    out = []
-    for number, paragraph in enumerate(paragraphs(text)[0]):
-        if 4 * len(paragraph) < characters:  # too short whatever it becomes
-            continue
-        words = split_words(paragraph)
-        if len(b" ".join(words).decode("utf-8", "surrogatepass")) >= characters:
-            out.append((number, text_hash(hash_words(words), "")))
-    return out
+    pieces = list(enumerate(paragraphs(text)[0]))
+    pieces = [
+        (number, piece) for number, piece in pieces if 4 * len(piece) >= characters
+    ]  # none becomes that much longer
+    words = find_words([piece for _, piece in pieces])
+    return [
+        (number, text_hash(words.of(index), piece))
+        for index, (number, piece) in enumerate(pieces)
+        if words.lengths[index] >= characters
+    ]
 
 
 def without_paragraphs(text: str, dropped: set[int]) -> str:

@@ -1,6 +1,6 @@
 """The tasks that find duplicates: signatures, join, extract, verify. `lm.corpus.dedup.stages` puts them together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,12 @@ from lm.corpus.dedup.arrays import document_ids, part_of, position_of, read_arra
 from lm.corpus.dedup.exact import paragraph_hashes, text_hash
 from lm.corpus.dedup.minhash import MinHash
 from lm.corpus.dedup.pairs import bucket_pairs, first_of_equal, unique_pairs
-from lm.corpus.dedup.shingles import hash_words, mix, shingle, shingle_set, split_words
+from lm.corpus.dedup.shingles import find_words, mix, shingle_set, shingles
 from lm.corpus.dedup.verify import ShingleSets
 from lm.corpus.record import SUFFIX, Record, read_records
 from lm.corpus.task import Report
 
-_BATCH = 1024  # signatures held at a time
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 1024  # hashed together
 
 
 def signatures(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
@@ -30,27 +30,23 @@ def signatures(arguments: Mapping[str, Any], out: str, report: Report) -> dict[s
     near = arguments["near"]
     hasher = MinHash(near["bands"], near["rows"], near["seed"]) if near else None
     texts, quality, length, keys, with_keys = [], [], [], [], []
-    batch: list[np.ndarray] = []
     blocks: list[tuple[int, int, int]] = []  # hash, position, number
     done = 0
-    for position, record in enumerate(read_records(arguments["part"] + SUFFIX)):
-        hashes = hash_words(split_words(record.text))
-        texts.append(text_hash(hashes, record.text))
-        quality.append(_quality(record))
-        length.append(len(record.text))
-        if hasher and len(hashes):
-            batch.append(hasher.signature(shingle(hashes, near["words"])))
-            with_keys.append(position)
-            if len(batch) == _BATCH:
-                keys.append(hasher.band_keys(np.stack(batch)))
-                batch.clear()
-        if arguments["paragraphs"]:
-            found = paragraph_hashes(record.text, arguments["paragraphs"])
-            blocks.extend((value, position, number) for number, value in found)
-        done += len(record.text)
+    for batch in _batches(read_records(arguments["part"] + SUFFIX)):
+        words = find_words([record.text for record in batch])
+        if hasher:
+            signed = [hasher.signature(some) for some in shingles(words, near["words"]) if len(some)]
+            keys.append(hasher.band_keys(np.array(signed, np.uint64)))
+            with_keys.append(len(texts) + np.flatnonzero(np.diff(words.offsets)))
+        for number, record in enumerate(batch):
+            if arguments["paragraphs"]:
+                found = paragraph_hashes(record.text, arguments["paragraphs"])
+                blocks.extend((value, len(texts), place) for place, value in found)
+            texts.append(text_hash(words.of(number), record.text))
+            quality.append(_quality(record))
+            length.append(len(record.text))
+            done += len(record.text)
         report(done)
-    if batch:
-        keys.append(hasher.band_keys(np.stack(batch)))
     index, partitions = arguments["index"], arguments["partitions"]
     texts = np.array(texts, np.uint64)
     rows = {"texts": np.stack((texts, document_ids(index, np.arange(len(texts)))))}
@@ -58,7 +54,7 @@ def signatures(arguments: Mapping[str, Any], out: str, report: Report) -> dict[s
         rows["texts"] = rows["texts"][:, :0]
     bands = near["bands"] if near else 1
     flat = np.concatenate(keys).ravel() if keys else np.zeros(0, np.uint64)
-    positions = np.repeat(np.array(with_keys, np.int64), bands)
+    positions = np.repeat(np.concatenate([np.zeros(0, np.int64), *with_keys]), bands)
     rows["bands"] = np.stack((flat, document_ids(index, positions), texts[positions]))
     hashes, positions, numbers = np.array(blocks, np.uint64).reshape(-1, 3).T
     rows["paragraphs"] = np.stack((hashes, document_ids(index, positions), numbers))
@@ -68,6 +64,18 @@ def signatures(arguments: Mapping[str, Any], out: str, report: Report) -> dict[s
         write_arrays(f"{out}-{partition:05d}.npz", **here)
     write_arrays(f"{out}-documents.npz", quality=np.array(quality, np.float64), length=np.array(length, np.int64))
     return {"documents": len(texts), "bands": int(rows["bands"].shape[1]), "paragraphs": len(blocks)}
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch, size = [], 0
+    for record in records:
+        batch.append(record)
+        size += len(record.text)
+        if size >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _quality(record: Record) -> float:
@@ -132,9 +140,9 @@ def extract(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str,
         here = slice(*np.searchsorted(part_of(ids), [index, index + 1]))
         wanted, at = position_of(ids[here]), here.start
         for position, record in _chosen(prefix, wanted):
-            shingles = shingle_set(record.text, arguments["words"])
+            found_set = shingle_set(record.text, arguments["words"])
             while at < here.stop and wanted[at - here.start] == position:
-                sets[verifiers[at]].append((ids[at], shingles))
+                sets[verifiers[at]].append((ids[at], found_set))
                 at += 1
             report(done := done + len(record.text))
     for number, some in enumerate(sets):

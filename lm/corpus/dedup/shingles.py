@@ -5,8 +5,12 @@ punctuation to spaces, accents off. Two differences: words are what stands betwe
 and characters of scripts written without spaces (Chinese, Japanese, Thai, …) are words of their own.
 """
 
+import dataclasses
+import functools
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -15,7 +19,7 @@ from lm.corpus.optional import require
 _NUMBER = re.compile(r"\d+(?:[.,،٫⎖⎗⎘]\d+)?")
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 _UNSPACED = ("CJK UNIFIED", "CJK COMPAT", "HIRAGANA", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
-_CACHED_WORDS = 2**20
+_CACHED_TOKENS = 2**18  # about 60 MB
 _PUNCTUATION = bytes(code if code >= 128 or chr(code).isalnum() else ord(" ") for code in range(256))
 
 
@@ -36,19 +40,6 @@ class _Characters(dict):
         return " " if category[0] in "PSZ" or category == "Cc" else character
 
 
-class _Words(dict):
-    """Words' hashes, kept per process: most words of a text were seen before."""
-
-    def __missing__(self, word: bytes) -> int:
-        if len(self) >= _CACHED_WORDS:
-            self.clear()
-        self[word] = value = require("xxhash").xxh3_64_intdigest(word)
-        return value
-
-
-_characters, _words = _Characters(), _Words()
-
-
 def split_words(text: str) -> list[bytes]:
     """Return a text's words, normalized, as UTF-8."""
     text = _NUMBER.sub("0", text.lower())
@@ -62,9 +53,81 @@ def normalize(text: str) -> str:
     return b" ".join(split_words(text)).decode("utf-8", "surrogatepass")
 
 
-def hash_words(words: list[bytes]) -> np.ndarray:
-    """Return words' XXH3 hashes: uint64 [words]."""
-    return np.fromiter(map(_words.__getitem__, words), np.uint64, len(words))
+class _Tokens(dict):
+    """What stands between spaces, by number, with the words that it becomes: most tokens of a text were seen before.
+
+    Nothing that normalization does looks beyond a space, so it is done once per different token.
+
+    Attributes:
+      hashes: of all tokens' words, one token's after the other's.
+      first, words, characters: of each token: where its words' hashes begin, how many there are, and how long they are
+        with one space between them.
+    """
+
+    def __init__(self):
+        self._xxh3 = require("xxhash").xxh3_64_intdigest
+        self._end = 0
+        self.hashes = np.empty(2**16, np.uint64)
+        self.first, self.words, self.characters = (np.empty(2**16, np.int64) for _ in range(3))
+
+    def __missing__(self, token: str) -> int:
+        words = [token.lower().encode()] if token.isascii() and token.isalpha() else split_words(token)
+        number = len(self)
+        if number == len(self.first):
+            self.first, self.words, self.characters = map(_doubled, (self.first, self.words, self.characters))
+        self.first[number], self.words[number] = self._end, len(words)
+        self.characters[number] = len(b" ".join(words).decode("utf-8", "surrogatepass"))
+        for word in words:
+            if self._end == len(self.hashes):
+                self.hashes = _doubled(self.hashes)
+            self.hashes[self._end] = self._xxh3(word)
+            self._end += 1
+        self[token] = number
+        return number
+
+
+def _doubled(array: np.ndarray) -> np.ndarray:
+    return np.concatenate((array, array))
+
+
+_characters, _tokens = _Characters(), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Some texts' words, one text's after the other's.
+
+    Attributes:
+      hashes: XXH3 of each word (`split_words`): uint64 [words].
+      offsets: text i's are `hashes[offsets[i]:offsets[i + 1]]`: int64 [texts + 1].
+      lengths: of each text when normalized, in characters: int64 [texts].
+    """
+
+    hashes: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def of(self, text: int) -> np.ndarray:
+        """Return one text's hashes."""
+        return self.hashes[self.offsets[text] : self.offsets[text + 1]]
+
+
+def find_words(texts: Sequence[str]) -> Words:
+    """Return the words of some texts, at most a few MB: together, because numpy's calls cost more than a short text."""
+    global _tokens
+    if _tokens is None or len(_tokens) > _CACHED_TOKENS:
+        _tokens = _Tokens()
+    pieces = [text.split() for text in texts]
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    numbers = np.fromiter(map(_tokens.__getitem__, chain.from_iterable(pieces)), np.int64, sizes.sum())
+    counts, characters = _tokens.words[numbers], _tokens.characters[numbers]
+    ends = np.cumsum(counts)
+    begin = np.repeat(_tokens.first[numbers] - ends + counts, counts)
+    begin += np.arange(len(begin))
+    bounds = np.append(0, np.cumsum(sizes))  # of texts, in tokens
+    spaced = np.append(0, np.cumsum(characters + (characters > 0)))  # each token's words with a space after them
+    lengths = np.maximum(np.diff(spaced[bounds]) - 1, 0)
+    return Words(_tokens.hashes[begin], np.append(0, ends)[bounds], lengths)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -77,36 +140,42 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
+@functools.lru_cache
 def odd_constants(count: int, seed: int) -> np.ndarray:
     """Return random odd uint64s, the same ones for the same seed, everywhere: a counter, scrambled."""
     counter = np.arange(1, count + 1, dtype=np.uint64) + (np.uint64(seed) << np.uint64(32))
     return mix(counter * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
-def shingle(hashes: np.ndarray, words: int) -> np.ndarray:
-    """Return the hashes of all n-grams of a text's words, in order, repeated ones too.
+def shingles(words: Words, size: int) -> list[np.ndarray]:
+    """Return the hashes of each text's n-grams of words, in order, repeated ones too.
 
     An n-gram's hash is a sum of its words' hashes, each times a constant of its place, scrambled: a few passes over
     the text instead of hashing each n-gram's characters.
 
     Args:
-      hashes: of the text's words: uint64 [N].
-      words: n. A text of fewer has one shingle of all its words, one of none has none.
+      words: of some texts.
+      size: n. A text of fewer words has one shingle of all its words, one of none has none.
 
     Returns:
-      uint64 [N - n + 1].
+      uint64 [N - n + 1] for a text of N words.
     """
-    if not len(hashes):
-        return np.zeros(0, np.uint64)
-    words = min(words, len(hashes))
-    places = odd_constants(words, seed=0)
-    count = len(hashes) - words + 1
-    total = hashes[:count] * places[0]
-    for place in range(1, words):
-        total += hashes[place : place + count] * places[place]
-    return mix(total)
+    places = odd_constants(size, 0)
+    count = max(len(words.hashes) - size + 1, 0)
+    total = np.zeros(count, np.uint64)
+    for place in range(size):
+        total += words.hashes[place : place + count] * places[place]
+    total = mix(total)  # those that cross from one text to the next are passed over
+    out = []
+    for start, end in pairwise(words.offsets.tolist()):
+        if end - start >= size:
+            out.append(total[start : end - size + 1])
+        else:
+            short = words.hashes[start:end] * places[: end - start]
+            out.append(mix(short.sum(dtype=np.uint64, keepdims=True)) if end > start else short)
+    return out
 
 
-def shingle_set(text: str, words: int) -> np.ndarray:
+def shingle_set(text: str, size: int) -> np.ndarray:
     """Return a text's different shingles, sorted: uint64."""
-    return np.unique(shingle(hash_words(split_words(text)), words))
+    return np.unique(shingles(find_words([text]), size)[0])

@@ -44,9 +44,21 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
     return build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens or SHARD_TOKENS), None
 
 
+def card_of(folder: str) -> dict[str, Any] | None:
+    """Return the card of a corpus that was built here; None: the folder is another one.
+
+    Raises:
+      DamagedFileError: it cannot be read as JSON.
+    """
+    from lm.corpus.card import CARD
+
+    path = storage.join(folder, CARD)
+    return storage.read_object(path, "sources", "hash") if storage.exists(path) else None
+
+
 def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
     from lm.config import apply_overrides
-    from lm.corpus.build import CARD, build_corpus
+    from lm.corpus.build import build_corpus
     from lm.corpus.config import CorpusConfig, resolve_corpus
     from lm.report.data_card import card_page
     from lm.train.interrupts import Interrupts
@@ -66,13 +78,14 @@ def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
                     args.out,
                     work=work,
                     executor=executor,
+                    name=os.path.splitext(os.path.basename(args.config))[0],
                     progress=StageLine(),
                     command=shlex.join(["lm", *sys.argv[1:]]),
                     scorer=SCORER,
                 )
             finally:
                 executor.close()
-    page = storage.join(args.out, os.path.splitext(CARD)[0] + ".html")
+    page = storage.join(args.out, "card.html")
     storage.write_atomic(page, card_page(card))
     common.note(f"card: {page}")
     return card

@@ -9,7 +9,7 @@ import lm
 from lm import storage
 from lm.config import to_dict
 from lm.corpus import results
-from lm.corpus.card import build_card
+from lm.corpus.card import CARD, build_card
 from lm.corpus.config import CorpusConfig
 from lm.corpus.dedup.stages import dedup
 from lm.corpus.filters import find_filters
@@ -23,8 +23,6 @@ from lm.data.build import assemble_manifest
 from lm.data.dataset import MANIFEST, TOKENIZER, read_manifest
 from lm.errors import UsageError
 from lm.tokenizer import load_tokenizer
-
-CARD = "card.json"
 
 
 def build_corpus(

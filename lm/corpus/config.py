@@ -41,7 +41,7 @@ class SourceConfig:
     filters: tuple[str, ...] = option(())  # names in lm.corpus.filters.FILTERS, in the order in which they are asked
     min_quality: float | None = option(None, ge=0, le=1)  # classifier's probability of "good" to keep; None: keep all
     sample_by_quality: bool = option(False)  # keep with that probability instead of a threshold
-    max_perplexity: float | None = option(None, gt=1)  # per byte-normalized token of `perplexity.checkpoint`; None: any
+    max_bits_per_byte: float | None = option(None, gt=0)  # by `perplexity_checkpoint`; None: any
     paragraphs: bool = option(True)  # drop paragraphs that stand elsewhere too
     max_epochs: float | None = option(None, gt=0)  # times that a run may see it; None: any number
 

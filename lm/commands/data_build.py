@@ -113,14 +113,16 @@ class StageLine:
         is_new, is_end = stage != self._stage, tasks[0] == tasks[1]
         if is_new:
             self._stage, self._start, self._last = stage, now, now
-        if not (is_new or is_end) and now - self._last < (0.2 if self._is_terminal else _LINE_SECONDS):
+        if not is_end and now - self._last < (0.2 if self._is_terminal else _LINE_SECONDS):
             return
         self._last = now
         seconds, (done, total) = now - self._start, size
-        text = f"{stage}: {tasks[0]:,} of {tasks[1]:,} tasks, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
-        if done and seconds > 0:
-            text += f", {done / 1e6 / seconds:,.1f} MB/s"
-            text += f" in {seconds:.0f} s" if is_end else f", {(total - done) * seconds / done:,.0f} s left"
+        text = f"{stage}: {tasks[0]:,} of {tasks[1]:,} tasks"
+        if is_end:
+            text += f", {total / 1e6:,.1f} MB" * bool(total) + f" in {seconds:.1f} s"
+        elif done:
+            text += f", {done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {done / 1e6 / seconds:,.1f} MB/s"
+            text += f", {(total - done) * seconds / done:,.0f} s left"
         if self._is_terminal:
             print(f"\r{text}\x1b[K", end="\n" if is_end else "", file=sys.stderr, flush=True)
         else:

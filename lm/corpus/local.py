@@ -16,7 +16,6 @@ from lm.corpus.task import Failure, Task
 from lm.errors import LmError
 
 _REPORT_SECONDS = 0.5  # between two reports of a task's progress
-_POLL_SECONDS = 1.0
 
 
 class LocalExecutor:
@@ -24,7 +23,8 @@ class LocalExecutor:
 
     def __init__(self, workers: int | None = None):
         """`workers`: processes; None: one per core."""
-        self.workers = workers or _cores()
+        self._most = workers or _cores()
+        self._workers: list[_Worker] = []  # started when there is work, kept from stage to stage
 
     def run(
         self, tasks: Sequence[Task], moved: Callable[[int, int], None]
@@ -36,31 +36,35 @@ class LocalExecutor:
           moved: told (index, bytes done) of a task that is under way.
         """
         waiting = list(range(len(tasks)))[::-1]
-        workers = [_Worker() for _ in range(min(self.workers, len(tasks)))]
+        while len(self._workers) < min(self._most, len(tasks)):
+            self._workers.append(_Worker())
         try:
-            for worker in workers:
+            for worker in self._workers[: len(tasks)]:
                 worker.give(waiting.pop(), tasks)
-            while busy := [worker for worker in workers if worker.index is not None]:
-                channels = {worker.channel: worker for worker in busy}
-                for channel in multiprocessing.connection.wait(list(channels), _POLL_SECONDS):
-                    worker = channels[channel]
+            while busy := {worker.channel: worker for worker in self._workers if worker.index is not None}:
+                for channel in multiprocessing.connection.wait(list(busy)):
+                    worker = busy[channel]
                     message = worker.receive()
                     if isinstance(message, int):
                         moved(worker.index, message)
                         continue
-                    index = worker.index
+                    index, worker.index = worker.index, None
                     if not worker.is_alive:
                         worker.replace()
-                    worker.index = None
                     if waiting:
                         worker.give(waiting.pop(), tasks)
                     yield index, message
         finally:
-            for worker in workers:
-                worker.stop()
+            for worker in self._workers:
+                if worker.index is not None:  # broken off: what it does is of no use any more
+                    worker.stop()
+            self._workers = [worker for worker in self._workers if worker.index is None]
 
     def close(self) -> None:
-        """Nothing is left: processes live as long as a stage."""
+        """End the processes."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
 
 
 class _Worker:

@@ -7,6 +7,7 @@ from lm.corpus.readers.wiki_names import APPARATUS
 LITERAL, DROPPED, CITED, BREAK = "\x7f", "\x01", "\x03", "\x02"  # see lm.corpus.readers.wikitext
 
 _HEADING = re.compile(r"(={1,6})[ \t]*([^\n]*?[^\n=])[ \t]*\1?=*[ \t\x01]*$")
+_CODE_WIDTH = 120  # longer lines that start with a space are prose, and the space is a slip
 _ITEM = re.compile(r"([*#:;]+)[ \t]*")
 _TABLE_LINE = re.compile(r"\{\||\|[-}+]|[|!](?!\S*=?=)")
 _SPACES = re.compile(r"[ \t\xa0]{2,}|\t|\xa0")
@@ -33,7 +34,7 @@ def lay_out(text: str) -> str:
             if _CITATION.match(line):
                 continue
             line = line.replace(CITED, DROPPED)
-        preformatted = line.startswith(" ") and line.strip(" \x01\x02") != ""
+        preformatted = line.startswith(" ") and len(line) <= _CODE_WIDTH and line.strip(" \x01\x02") != ""
         line = _tidy(line)
         bare = line.strip()
         if not bare:
@@ -91,11 +92,13 @@ def _without_quotes(line: str) -> str:
     if bold % 2 and italic % 2:
         candidates = [index for index, length in enumerate(lengths) if length == 3]
         before = [line[max(0, runs[index][0] - 2) : runs[index][0]] for index in candidates]
-        one_letter = [i for i, b in zip(candidates, before) if b[-1:] != " " and (len(b) < 2 or b[0] == " ")]
-        longer = [i for i, b in zip(candidates, before) if b[-1:] != " " and i not in one_letter]
+        one_letter = [
+            i for i, b in zip(candidates, before, strict=True) if b[-1:] != " " and (len(b) < 2 or b[0] == " ")
+        ]
+        longer = [i for i, b in zip(candidates, before, strict=True) if b[-1:] != " " and i not in one_letter]
         apostrophe = (one_letter or longer or candidates or [None])[0]
     parts, position = [], 0
-    for index, ((start, end), length) in enumerate(zip(runs, lengths)):
+    for index, ((start, end), length) in enumerate(zip(runs, lengths, strict=True)):
         parts.append(line[position:start] + "'" * (end - start - length + (index == apostrophe)))
         position = end
     return "".join(parts) + line[position:]

@@ -5,20 +5,17 @@ from collections.abc import Callable
 
 Parameters = dict[str, str]
 
-_LANGUAGE_NAMES = {
-    code: name
-    for code, name in (
-        pair.split("=")
-        for pair in (
-            "af=Afrikaans ar=Arabic hy=Armenian be=Belarusian bn=Bengali bg=Bulgarian ca=Catalan zh=Chinese hr=Croatian "
-            "cs=Czech da=Danish nl=Dutch et=Estonian fi=Finnish fr=French ka=Georgian de=German el=Greek grc=Greek he=Hebrew "
-            "hi=Hindi hu=Hungarian is=Icelandic id=Indonesian ga=Irish it=Italian ja=Japanese ko=Korean la=Latin lv=Latvian "
-            "lt=Lithuanian mk=Macedonian ms=Malay no=Norwegian fa=Persian pl=Polish pt=Portuguese ro=Romanian ru=Russian "
-            "sa=Sanskrit sr=Serbian sk=Slovak sl=Slovene es=Spanish sv=Swedish ta=Tamil te=Telugu th=Thai tr=Turkish "
-            "uk=Ukrainian ur=Urdu vi=Vietnamese cy=Welsh yi=Yiddish eu=Basque gl=Galician sq=Albanian"
-        ).split()
+_LANGUAGE_NAMES = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "af=Afrikaans ar=Arabic hy=Armenian be=Belarusian bn=Bengali bg=Bulgarian ca=Catalan zh=Chinese hr=Croatian "
+        "cs=Czech da=Danish nl=Dutch et=Estonian fi=Finnish fr=French ka=Georgian de=German el=Greek grc=Greek he=Hebrew "
+        "hi=Hindi hu=Hungarian is=Icelandic id=Indonesian ga=Irish it=Italian ja=Japanese ko=Korean la=Latin lv=Latvian "
+        "lt=Lithuanian mk=Macedonian ms=Malay no=Norwegian fa=Persian pl=Polish pt=Portuguese ro=Romanian ru=Russian "
+        "sa=Sanskrit sr=Serbian sk=Slovak sl=Slovene es=Spanish sv=Swedish ta=Tamil te=Telugu th=Thai tr=Turkish "
+        "uk=Ukrainian ur=Urdu vi=Vietnamese cy=Welsh yi=Yiddish eu=Basque gl=Galician sq=Albanian",
     )
-}
+)
 _UNITS = {
     "C": "°C", "F": "°F", "K": "K", "km2": "km²", "m2": "m²", "cm2": "cm²", "sqmi": "sq mi", "sqft": "sq ft", "sqkm": "km²",
     "m3": "m³", "km3": "km³", "cuft": "cu ft", "cumi": "cu mi", "ftin": "ft", "acre": "acres", "acres": "acres", "mph": "mph",
@@ -31,7 +28,8 @@ _JOINERS = {
     "+/-": " ± ", "±": " ± ",
 }  # fmt: skip
 _NUMBER = re.compile(r"[-−+±]?[\d,.]*\d(?:[+ ]?\d+[/⁄]\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-_MONTHS = ("January February March April May June July August September October November December").split()
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+           "November", "December")  # fmt: skip
 
 
 def positional(parameters: Parameters) -> list[str]:

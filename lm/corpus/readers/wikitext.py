@@ -257,9 +257,9 @@ class _Brackets:
             prefix = prefix.strip().lower()
             if prefix in FILE and prefix != "media":
                 self._counts["files"] += 1
-                return ""
+                return DROPPED
             if prefix in CATEGORY or (prefix in LANGUAGES and len(arguments) == 1):
-                return ""
+                return DROPPED
         if _NO_TITLE.search(target):
             return "|".join(arguments)
         label = "|".join(arguments[1:]).strip() if len(arguments) > 1 else ""

@@ -33,7 +33,14 @@ DOLMA = {
     "created": "2020-03-29",
     "metadata": {"url": "http://dolma", "title": "T", "length": 5},
 }
-FINEWEB = {"text": "f", "id": "<urn:uuid:1>", "url": "http://fw", "date": "2021-01-01", "language": "en", "token_count": 1}
+FINEWEB = {
+    "text": "f",
+    "id": "<urn:uuid:1>",
+    "url": "http://fw",
+    "date": "2021-01-01",
+    "language": "en",
+    "token_count": 1,
+}
 FIELDS = [
     ("http://c4", {"date": "2019-04-21T02:40:41Z"}),
     ("http://dolma", {"id": "d1", "source": "common-crawl", "date": "2020-03-29", "title": "T"}),
@@ -153,7 +160,11 @@ def test_parquet_rows_keep_the_same_fields(write_parquet):
     path = write_parquet([keys | row for row in (C4, DOLMA, FINEWEB)])
     records, skipped = read(plain.read_parquet, path)
     assert [(found.url, found.metadata) for found in records] == FIELDS
-    assert [(found.id, found.text) for found in records] == [("a.parquet:1", "c"), ("a.parquet:2", "d"), ("a.parquet:3", "f")]
+    assert [(found.id, found.text) for found in records] == [
+        ("a.parquet:1", "c"),
+        ("a.parquet:2", "d"),
+        ("a.parquet:3", "f"),
+    ]
     assert skipped == []
 
 
@@ -169,7 +180,9 @@ def test_a_parquet_row_without_text_is_skipped_and_a_wrong_column_an_error(write
 
 
 def test_damaged_parquet_is_an_error_after_the_rows_before(write_parquet):
-    path = write_parquet([{"text": f"{number} " * 50} for number in range(4000)], row_group_size=500, compression="gzip")
+    path = write_parquet(
+        [{"text": f"{number} " * 50} for number in range(4000)], row_group_size=500, compression="gzip"
+    )
     content = bytearray(open(path, "rb").read())
     half = len(content) // 2
     content[half : half + 2000] = b"\xff" * 2000

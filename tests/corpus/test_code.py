@@ -167,8 +167,7 @@ def test_a_damaged_tar_yields_what_comes_before_and_says_so(tmp_path, damage):
     records = []
     source = SourceConfig(reader="code", paths=(str(tmp_path / "a.tar"),))
     with pytest.raises(DamagedFileError, match="a.tar"):
-        for found in code.read(str(tmp_path / "a.tar"), source, lambda *_: None):
-            records.append(found)  # noqa: PERF402
+        records.extend(code.read(str(tmp_path / "a.tar"), source, lambda *_: None))
     assert 50 < len(records) <= 201
     assert all(found.metadata["license"] == "MIT" for found in records)
 

@@ -1,6 +1,7 @@
 """WARC and WET files become texts, record by record, and what is wrong with one leaves the others."""
 
 import gzip
+import pathlib
 import tracemalloc
 
 import pytest
@@ -39,16 +40,17 @@ def good(name: str) -> bytes:
     return record(name, http(page().encode()))
 
 
-def read(path, content: bytes):
+def read(path, content: bytes | None = None):
     """Return records, what was skipped (where, reason), and the error."""
-    path.write_bytes(content)
-    records, skipped = [], []
+    if content is not None:
+        path.write_bytes(content)
+    records, skipped, error = [], [], None
+    source = SourceConfig(reader="web", paths=(str(path),))
     try:
-        for found in web.read(str(path), SourceConfig(reader="web", paths=(str(path),)), lambda *a: skipped.append(a)):
-            records.append(found)
-    except DamagedFileError as error:
-        return records, skipped, str(error)
-    return records, skipped, None
+        records.extend(web.read(str(path), source, lambda *found: skipped.append(found)))
+    except DamagedFileError as damaged:
+        error = str(damaged)
+    return records, skipped, error
 
 
 def test_a_page_becomes_its_main_text_with_url_date_title_and_language(tmp_path):
@@ -172,9 +174,8 @@ def test_a_page_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path):
     content = record("large", http(b" " * size)) + record("bomb", bomb) + good("after")
     (tmp_path / "a").write_bytes(content)
     del content
-    skipped, source = [], SourceConfig(reader="web", paths=(str(tmp_path / "a"),))
     tracemalloc.start()
-    records = list(web.read(str(tmp_path / "a"), source, lambda *found: skipped.append(found)))
+    records, skipped, _ = read(tmp_path / "a")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [found.id for found in records] == ["after"]
@@ -186,8 +187,7 @@ def test_a_page_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path):
 def test_real_crawls_give_the_pages_that_they_hold(real_data):
     expected = {"dolma-sample-0000.warc.gz": 22, "resiliparse-warcfile.warc.gz": 16, "whirlwind.warc.gz": 1, "whirlwind.warc.wet.gz": 1}  # fmt: skip
     for name, count in expected.items():
-        path, skipped = f"{real_data}/web/{name}", []
-        records = list(web.read(path, SourceConfig(reader="web", paths=(path,)), lambda *found: skipped.append(found)))
-        assert (len(records), skipped) == (count, []), name
+        records, skipped, error = read(pathlib.Path(real_data, "web", name))
+        assert (len(records), skipped, error) == (count, [], None), name
         assert not any("\ufffd" in found.text or "<div" in found.text for found in records), name
         assert len({found.id for found in records}) == count

@@ -117,7 +117,7 @@ def _files(path: str, name: str, skip: Skip, wanted: Callable[[str], bool]) -> I
         return _in_zip(path, name, skip, wanted, fits)
     if start[257:262] == b"ustar" or path.lower().endswith(_TARS):
         return _in_tar(path, name, skip, wanted, fits)
-    return _alone(path, fits)
+    return _alone(path, fits) if wanted(name.rsplit("/", 1)[-1]) else iter(())
 
 
 def _alone(path: str, fits) -> Iterator[tuple[str, bytes]]:

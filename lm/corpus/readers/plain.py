@@ -188,8 +188,8 @@ def _record(where: str, fields: Any, source: SourceConfig, skip: Skip) -> Record
         return None
     text = fields.get(source.text_key)
     if not isinstance(text, str) or not text.strip():
-        reason = "an empty text" if isinstance(text, str) else f"{type(text).__name__}, no text"
-        skip(where, f'{reason} under "{source.text_key}"' if source.text_key in fields else f'no "{source.text_key}"')
+        what = "an empty text" if isinstance(text, str) else f"{type(text).__name__}, not a text,"
+        skip(where, f'{what} under "{source.text_key}"' if source.text_key in fields else f'no "{source.text_key}"')
         return None
     nested = fields.get(_NESTED)
     places = (fields, nested) if isinstance(nested, Mapping) else (fields,)

@@ -101,6 +101,8 @@ def _blocks(path: str, name: str, stream: BinaryIO, skip: Skip) -> Iterator[_Blo
             continue
         count += 1
         head, headers = _headers(stream)
+        if not head.endswith((b"\n\n", b"\n\r\n")) and not stream.peek(1):
+            raise DamagedFileError(f'"{path}" is damaged: the header of record {count} is truncated. Get it again.')
         length = headers.get("content-length", "")
         lost = not length.isdecimal()
         if lost:
@@ -150,6 +152,7 @@ def _page(block: _Block) -> tuple[str, dict[str, str]] | None:
     warc = require("fastwarc.warc")
     try:
         record = warc.WarcRecord.from_bytes(block.head + block.content)
+        record.is_http = True  # also where the header has no Content-Type
         record.parse_http(auto_decode="all")
         status, kind = record.http_headers.status_code, record.http_content_type
         if status != 200 or (kind or block.headers.get("warc-identified-payload-type")) not in _HTML:

@@ -68,13 +68,14 @@ def _characters() -> dict[str, str]:
                 runs.append([character, character])
         return "".join(f"{first}-{last}" for first, last in runs)
 
-    codes = itertools.chain(range(0x80, 0xD800), range(0xE000, 0x10000), range(0x1F000, 0x1FB00))
-    characters = list(map(chr, codes))
+    blocks = ((0x80, 0x3400), (0x4DC0, 0x4E00), (0xA000, 0xAC00), (0xF900, 0x10000), (0x1F000, 0x1FB00))
+    characters = [chr(code) for first, end in blocks for code in range(first, end)]
     letters = list(filter(str.isalpha, characters))
+    between = "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"  # Han and Hangul, letters all
     return {  # a letter without case counts as both
-        "alpha": "A-Za-z" + inside(letters),
-        "lower": "a-z" + inside(letter for letter in letters if not letter.isupper()),
-        "upper": "A-Z" + inside(letter for letter in letters if not letter.islower()),
+        "alpha": "A-Za-z" + between + inside(letters),
+        "lower": "a-z" + between + inside(letter for letter in letters if not letter.isupper()),
+        "upper": "A-Z" + between + inside(letter for letter in letters if not letter.islower()),
         "icons": inside(character for character in characters if unicodedata.category(character) == "So"),
     }
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from lm.corpus.filters.table import thresholds
-from lm.corpus.filters.words import analyse, is_symbol
+from lm.corpus.filters.words import Analysis, analyse, is_symbol
 from lm.corpus.record import Record, Rejection
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
@@ -103,18 +103,22 @@ class GopherRepetition:
             ):
                 if share > self._limits[rule]:
                     return Rejection(f"{self.name}/{rule}", round(share, 4))
-        return self._repeats_words(analyse(text, self._language).words, len(text))
+        return self._repeats_words(analyse(text, self._language), len(text))
 
-    def _repeats_words(self, words: list[str], characters: int) -> Rejection | None:
-        longest, most = max(map(len, words), default=0), len(words)
+    def _repeats_words(self, analysis: Analysis, characters: int) -> Rejection | None:
+        # Counting n-grams is what takes time, and most documents are far from the thresholds: bounds come first.
+        words, counts = analysis.words, analysis.counts
+        if not words:
+            return None
+        most, heaviest = max(counts.values()), max(len(word) * count for word, count in counts.items())
         for n in _TOP_N:
             limit = self._limits[f"top_{n}_gram"]
-            if most * (n * longest + n - 1) / characters > limit:  # no n-gram is more frequent than a shorter one
-                length, most = _top_n_gram(words, n)
-                if length * most / characters > limit:
-                    return Rejection(f"{self.name}/top_{n}_gram", round(length * most / characters, 4))
+            if (n * heaviest + (n - 1) * most) / characters > limit:  # no n-gram is more frequent than its words
+                length, count = _top_n_gram(words, n)
+                if length * count / characters > limit:
+                    return Rejection(f"{self.name}/top_{n}_gram", round(length * count / characters, 4))
         limits = [self._limits[f"duplicate_{n}_grams"] for n in _DUPLICATE_N]
-        covered = _covered_characters(words, _DUPLICATE_N[0], longest, min(limits) * characters)
+        covered = _covered_characters(words, _DUPLICATE_N[0], max(map(len, counts)), min(limits) * characters)
         for n, limit in zip(_DUPLICATE_N, limits, strict=True):
             if covered / characters > limit:  # longer n-grams that repeat cover no more
                 share = _duplicate_characters(words, n) / characters

@@ -51,13 +51,13 @@ def set_apart(root: str, train: str, held: str) -> None:
 def _split_dump(path: str, train: str, held: str) -> None:
     with bz2.open(path, "rt", encoding="utf-8") as file:
         text = file.read()
-    head, *pages = re.split(r"(?=[ \t]*<page>)", text)
-    end = "</mediawiki>\n"
-    pages = [page.removesuffix(end).rstrip() + "\n" if page.rstrip().endswith(end.strip()) else page for page in pages]
+    head, *pages = text.rpartition("</mediawiki>")[0].split("<page>")
     for target, wanted in ((train, False), (held, True)):
-        chosen = [page for page in pages if is_held_out(re.search(r"<title>(.*?)</title>", page)[1]) == wanted]
+        chosen = [
+            "<page>" + page for page in pages if is_held_out(re.search("<title>(.*?)</title>", page)[1]) == wanted
+        ]
         with bz2.open(target, "wt", encoding="utf-8") as file:
-            file.write(head + "".join(chosen).replace("</mediawiki>", "") + end)
+            file.write(head + "".join(chosen) + "</mediawiki>\n")
 
 
 def _split_lines(path: str, train: str, held: str) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,15 +68,14 @@ def _split_lines(path: str, train: str, held: str) -> None:
 
 
 def _split_warc(path: str, train: str, held: str) -> None:
-    from fastwarc.stream_io import GZipStream
-    from fastwarc.warc import ArchiveIterator
-
     with open(path, "rb") as file, open(train, "wb") as one, open(held, "wb") as other:
-        streams = {False: GZipStream(one), True: GZipStream(other)}
-        for record in ArchiveIterator(file, parse_http=False):
-            record.write(streams[is_held_out(record.headers.get("WARC-Target-URI") or "")])
-        for stream in streams.values():
-            stream.close()
+        left = file.read()
+        while left:  # a gzip member for each record
+            member = zlib.decompressobj(wbits=31)
+            address = re.search(rb"(?i)^WARC-Target-URI: *(.*?)\r?$", member.decompress(left), re.MULTILINE)
+            size = len(left) - len(member.unused_data)
+            (other if address and is_held_out(address[1].decode()) else one).write(left[:size])
+            left = member.unused_data
 
 
 def _split_archive(path: str, train: str, held: str) -> None:

@@ -44,7 +44,7 @@ def get_config():
     config = default()
     for domain in {domains!r}:
         config.sources[domain] = source(
-            reader="jsonl", paths=("{folder}/" + domain + ".jsonl",), clean=False, paragraphs=False
+            reader="jsonl", paths=("{folder}/" + domain + ".jsonl",), clean="none", paragraphs=False
         )
     config.dedup.exact = config.dedup.near = config.dedup.paragraphs = False
     config.weighting, config.weights = "fixed", tuple((domain, 1.0) for domain in {domains!r})

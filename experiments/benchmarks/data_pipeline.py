@@ -43,7 +43,7 @@ from lm.corpus.config import default, source
 
 def get_config():
     config = default()
-    config.sources.web = source(reader="jsonl", paths=({path!r},), filters={filters!r}, clean=False, paragraphs=False)
+    config.sources.web = source(reader="jsonl", paths=({path!r},), filters={filters!r}, clean="none", paragraphs=False)
     config.dedup.paragraphs = False
     config.tokenizer = "gpt2"
     config.validation_fraction = 0.0

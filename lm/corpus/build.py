@@ -67,8 +67,7 @@ def build_corpus(
     parts = parts_of(read, read_stats)
 
     evaluations = evaluation_task(work, config)
-    if evaluations:
-        stages.run("evaluation sets", [evaluations])
+    indexed = stages.run("evaluation sets", [evaluations]) if evaluations else []
     refine = refine_tasks(work, config, parts, evaluations)
     tallied = [_zip(refine, stages.run("refine", refine))]
     parts = refined(parts, tallied[-1])
@@ -118,7 +117,7 @@ def build_corpus(
         outputs=results.output_files(manifest),
         rules=results.rules(),
         duplicates=deduplicated.about,
-        decontamination=results.decontamination_card(config, tallied[0]),
+        decontamination=results.decontamination_card(config, indexed[0]["sets"], tallied[0]) if indexed else None,
         quality_classifier=quality,
         count_tokens=lambda text: len(encoder.encode(text)),
     )

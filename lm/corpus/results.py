@@ -101,16 +101,20 @@ def rules() -> dict[str, dict[str, str]]:
     }
 
 
-def decontamination_card(config: CorpusConfig, refined: Results) -> dict[str, Any] | None:
-    """Return how many documents each evaluation set took out; None: none was asked."""
-    if not config.decontamination.paths:
-        return None
-    sets: dict[str, int] = {}
+def decontamination_card(config: CorpusConfig, names: Iterable[str], refined: Results) -> dict[str, Any]:
+    """Return how many documents each evaluation set took out.
+
+    Args:
+      config: the corpus.
+      names: of the sets.
+      refined: of the stage `refine`.
+    """
+    sets = dict.fromkeys(names, 0)
     for _, result in refined:
         for rule, count in result["rejected"].items():
             step, _, name = rule.partition("/")
             if step == "decontamination":
-                sets[name] = sets.get(name, 0) + count
+                sets[name] += count
     about = config.decontamination
     return {"sets": sets, "words": about.words, "max_overlap": about.max_overlap}
 

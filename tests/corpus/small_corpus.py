@@ -75,7 +75,7 @@ def write_corpus(root: pathlib.Path, scale: int = 1) -> pathlib.Path:
     texts = [f"{sentences(draw, 9)}\n{sentences(draw, 3)}" for _ in range(60 * scale)]
     texts[5] = texts[4]  # a copy
     texts[7] = texts[6].replace("winter", "spring", 1)  # nearly
-    texts[8] = "Menu Login"  # too short
+    texts[8] = f"Welcome to our village. {sentences(draw, 1)}"  # too short
     texts[9] += " Write to somebody@company.org now."
     for number in range(2):
         lines = [json.dumps({"text": text, "url": f"https://e.example/{i}"}) for i, text in enumerate(texts[number::2])]

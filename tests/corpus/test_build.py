@@ -15,7 +15,7 @@ from lm.__main__ import main
 from lm.data.dataset import open_data
 from tests.corpus.small_corpus import write_corpus
 
-STAGES = ("read", "refine", "quality", "score", "dedup/signatures", "dedup/join", "dedup/verify", "dedup/cluster")
+STAGES = ("read", "references", "refine", "score", "dedup/signatures", "dedup/join", "dedup/verify", "dedup/cluster")
 STAGES += ("dedup/paragraphs", "dedup/keep", "tokenizer", "shards")
 
 
@@ -49,7 +49,7 @@ def test_every_domain_arrives_in_shards_and_the_card_says_what_went(built):
     assert all(texts.values())
     assert "[[" not in texts["wiki"] and "{{" not in texts["wiki"] and "REDIRECT" not in texts["wiki"]
     assert "somebody@company.org" not in texts["web"] and "email@example.com" in texts["web"]
-    assert "Menu Login" not in texts["web"]
+    assert "Welcome to our village" not in texts["web"]
     web = card["sources"]["web"]
     assert web["stages"][0]["documents"] == 60 and web["rejected"]["gopher_quality/short"] == 1
     assert card["sources"]["wiki"]["rejected"]["wikipedia/redirect"] == 1
@@ -57,7 +57,7 @@ def test_every_domain_arrives_in_shards_and_the_card_says_what_went(built):
     assert sum(card["decontamination"]["sets"].values()) == 1
     total = sum(split["tokens"] for split in dataset.manifest["splits"].values())
     assert sum(source["stages"][-1]["tokens"] for source in card["sources"].values()) == total
-    assert (out / "card.html").read_text().startswith("<!doctype html>")
+    assert (out / "card.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_a_built_corpus_is_not_built_again_and_another_config_is_refused(built, capsys):

@@ -130,7 +130,7 @@ def _metadata(header: str) -> dict[str, str | int]:
 
 def _without_credits(text: str) -> str:
     """Take out who prepared the file, among the first paragraphs."""
-    pieces = re.split(r"\n[ \t]*(?:\n[ \t]*)+", text.lstrip("\n"), maxsplit=6)
+    pieces = re.split(r"\n(?:[ \t]*\n)+", text.lstrip("\n"), maxsplit=6)
     kept = [piece for piece in pieces[:-1] if not (_CREDIT.match(piece) and len(piece) < 600)]
     return "\n\n".join(kept + pieces[-1:])
 

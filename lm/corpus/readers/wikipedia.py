@@ -5,8 +5,8 @@ Every page of the dump becomes a record, so that pages can be counted; one that 
 (`lm.corpus.readers.wikitext`): `redirect` (value: where to), `namespace` (which), `model` (what the page holds instead
 of wikitext). Other namespaces' text is left out of the record. Disambiguation pages are the renderer's to find.
 
-Read with the standard library's expat, not with mwxml: that needs a `<ns>` in every page, which dumps before
-export-0.6 lack, refuses elements that it does not know, and is slower by half.
+Read with the standard library's expat, not with mwxml 0.3: that stops at the first element that it does not know, and
+the schema and extensions of MediaWiki add some; expat alone is also 1.4 times as fast.
 """
 
 import re

@@ -262,6 +262,8 @@ class _Brackets:
                 return DROPPED
         if _NO_TITLE.search(target):
             return "|".join(arguments)
+        if "://" in target:  # [[http://… label]]: one bracket too many
+            return target.partition(" ")[2] or DROPPED
         label = "|".join(arguments[1:]).strip() if len(arguments) > 1 else ""
         return label or target.strip(": ")
 

@@ -50,9 +50,7 @@ def open_input(path: str, *, max_expansion: float = MAX_EXPANSION) -> Iterator[B
       LmError: it exists but cannot be read.
       DamagedFileError: from the stream: truncated, corrupt, or expands beyond the limit.
     """
-    with _translated(path):
-        raw = storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb")
-    with raw, _Stream(_Content(path, raw, max_expansion), _BUFFER) as stream:
+    with _open(path) as raw, _Stream(_Content(path, raw, max_expansion), _BUFFER) as stream:
         yield stream
 
 
@@ -80,17 +78,20 @@ def check_sha256(path: str, expected: str | None = None) -> str:
       DamagedFileError: it is not the one expected.
     """
     digest = hashlib.sha256()
-    with _translated(path):
-        raw = storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb")
-        with raw:
-            while chunk := raw.read(1 << 20):
-                digest.update(chunk)
+    with _open(path) as raw, _translated(path):
+        while chunk := raw.read(1 << 20):
+            digest.update(chunk)
     if expected is not None and digest.hexdigest() != expected.lower():
         raise DamagedFileError(
             f'"{path}" has sha256 {digest.hexdigest()}, expected {expected}: it is damaged or another file. '
             "Get it again, or correct the checksum in the config."
         )
     return digest.hexdigest()
+
+
+def _open(path: str) -> BinaryIO:
+    with _translated(path):
+        return storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb")
 
 
 @contextlib.contextmanager

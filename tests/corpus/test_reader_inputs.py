@@ -103,6 +103,8 @@ def test_a_store_is_listed_as_a_folder_is():
         ]
         assert labels("memory://inputs/*.txt") == ["a.txt"]
         assert labels("memory://inputs/a.txt", "memory://inputs/deep/*") == ["a.txt", "deep/b.txt.gz"]
+        store.pipe_file("/inputs/deep/r.tar.gz", b"1")
+        assert labels("memory://inputs", reader="code") == ["inputs/deep/r.tar.gz"]
         (record,) = find_reader("text").read("memory://inputs/a.txt", SourceConfig(paths=("memory://inputs",)), print)
         assert (record.id, record.text) == ("inputs/a.txt", "12345")
     finally:

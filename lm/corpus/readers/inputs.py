@@ -1,5 +1,6 @@
 """The files behind a source's paths: globs and folders expanded, URLs listed or downloaded, each with a name of its own."""
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -23,8 +24,8 @@ _FITTING = {  # what a reader takes out of a folder; other readers take every fi
     "text": re.compile(rf"(?i).*\.(?:txt|text|md|rst){_COMPRESSED}"),
     "jsonl": re.compile(rf"(?i).*\.(?:jsonl|ndjson|json){_COMPRESSED}"),
     "parquet": re.compile(r"(?i).*\.parquet"),
+    "code": re.compile(r"(?i).*\.(?:tar|zip|tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))"),  # where a folder holds archives
 }
-_ARCHIVE = re.compile(r"(?i).*\.(?:tar|zip|tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))")
 VERSION_CONTROL = (".git", ".hg", ".svn")
 
 
@@ -50,7 +51,7 @@ def input_files(source: SourceConfig, name: str = "", progress: Progress | None 
 
     A path is a file, a folder (its files of a fitting suffix, at any depth, none hidden; to the reader `code` the folder is
     one input, unless it holds nothing but archives), a glob of these, an http(s) URL (downloaded to the cache at its first
-    use), or a file, folder or glob at any other URL that fsspec knows.
+    use), or a file, folder or glob at any other URL that fsspec knows (of code, the archives in a folder there).
 
     Args:
       source: its `paths`, `sha256` and `reader`.
@@ -120,7 +121,8 @@ def _expand(pattern: str, reader: str) -> list[str]:
         pattern = os.path.expanduser(pattern)
         # A name with brackets in it may be what is there.
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        found = [path for match in matches for path in _inside(match, reader)]
+        with _readable(pattern):
+            found = [path for match in matches for path in _inside(match, reader)]
     if not found:
         fitting = f" that the reader {reader} takes" if reader in _FITTING else ""
         raise UsageError(f'nothing{fitting} is at "{pattern}". Check the path.')
@@ -132,17 +134,22 @@ def _inside(path: str, reader: str) -> list[str]:
         return [path]
     if reader == "code":
         entries = sorted(os.path.join(path, entry) for entry in os.listdir(path) if not entry.startswith("."))
-        archives = all(_ARCHIVE.fullmatch(entry) and os.path.isfile(entry) for entry in entries)
+        archives = all(_fits(os.path.basename(entry), "code") and os.path.isfile(entry) for entry in entries)
         return entries if archives else [path]
     found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = [entry for entry in folders if not entry.startswith(".")]
-        found += [os.path.join(folder, entry) for entry in files if _fits(entry, reader)]
-    return sorted(found)
+    for folder, _, files in os.walk(path, onerror=_raise):
+        found += [os.path.join(folder, entry) for entry in files]
+    return sorted(file for file in found if _fits(os.path.relpath(file, path).replace(os.sep, "/"), reader))
 
 
-def _fits(name: str, reader: str) -> bool:
-    return not name.startswith(".") and (reader not in _FITTING or _FITTING[reader].fullmatch(name) is not None)
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _fits(inside: str, reader: str) -> bool:
+    """True for a file that a reader takes out of a folder, by its path there."""
+    hidden = any(part.startswith(".") for part in inside.split("/"))
+    return not hidden and (reader not in _FITTING or _FITTING[reader].fullmatch(inside.rsplit("/", 1)[-1]) is not None)
 
 
 def _expand_remote(url: str, reader: str) -> list[str]:
@@ -155,13 +162,7 @@ def _expand_remote(url: str, reader: str) -> list[str]:
             elif glob.has_magic(url):
                 found = [entry for entry in system.glob(url) if system.isfile(entry)]
             else:
-                below = ((entry, entry[len(inner) :].strip("/")) for entry in system.find(url))
-                found = [
-                    entry
-                    for entry, path in below
-                    if _fits(entry.rsplit("/", 1)[-1], reader)
-                    and not any(part.startswith(".") for part in path.split("/"))
-                ]
+                found = [entry for entry in system.find(url) if _fits(entry[len(inner) :].strip("/"), reader)]
         except FileNotFoundError:
             found = []
     scheme = url.split("://", 1)[0]
@@ -191,29 +192,32 @@ def _size(path: str) -> int:
     if storage.is_remote(path):
         with storage.of_store(path, "read"):
             return storage.filesystem(path).size(path) or 0
-    try:
+    with _readable(path):
         if not os.path.isdir(path):
             return os.path.getsize(path)
         return sum(os.lstat(os.path.join(path, file)).st_size for file in folder_files(path))
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LmError(f'cannot read "{error.filename or path}": {error.strerror or error}.') from error
 
 
 def folder_files(path: str) -> Iterator[str]:
-    """Yield the files in a folder of code by path below it, in the order of their names; none of version control's own.
+    """Yield the files in a folder of code by path below it, in the order of their names: no links, nothing of git's own.
 
     Raises:
       LmError: a folder cannot be read.
     """
-
-    def refuse(error: OSError):
-        raise LmError(f'cannot read "{error.filename}": {error.strerror or error}.') from error
-
-    for folder, folders, files in os.walk(path, onerror=refuse):
-        folders[:] = sorted(entry for entry in folders if entry not in VERSION_CONTROL)
-        for entry in sorted(entry for entry in files if entry not in VERSION_CONTROL):
-            if not os.path.islink(os.path.join(folder, entry)):
-                yield os.path.relpath(os.path.join(folder, entry), path).replace(os.sep, "/")
+    with _readable(path):
+        for folder, folders, files in os.walk(path, onerror=_raise):
+            folders[:] = sorted(entry for entry in folders if entry not in VERSION_CONTROL)
+            for entry in sorted(entry for entry in files if entry not in VERSION_CONTROL):
+                if not os.path.islink(os.path.join(folder, entry)):
+                    yield os.path.relpath(os.path.join(folder, entry), path).replace(os.sep, "/")
 
 
 def _some(paths: list[str]) -> str:

@@ -203,12 +203,18 @@ def _decode(content: bytes, charset: str | None) -> str:
     for mark, named in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if content.startswith(mark):
             return content.decode(named, "replace").removeprefix("\ufeff")
-    named = encoding.map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
-    for name in (named, encoding.detect_encoding(content, from_html_meta=True), encoding.detect_encoding(content)):
+    ways = (
+        lambda: charset and encoding.map_encoding_to_html5(charset, fallback_utf8=False),
+        lambda: encoding.detect_encoding(content, from_html_meta=True),
+        lambda: encoding.detect_encoding(content),
+    )
+    for way in ways:  # finding out takes longer than trying
+        if not (found := way()):
+            continue
         try:
-            text = content.decode(name, "replace") if name else None
+            text = content.decode(found, "replace")
         except LookupError:
             continue
-        if text is not None and text.count("\ufffd") <= _MAX_LOST * len(text):
+        if text.count("\ufffd") <= _MAX_LOST * len(text):
             return text
     return content.decode("utf-8", "replace")

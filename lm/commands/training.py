@@ -128,7 +128,7 @@ def run_training(
                 workdir,
                 console=shown,
                 hooks=[
-                    *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
+                    *_hooks(config, built, dataset, validation, workdir, shown, shared),
                     *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
                 ],
                 initial_params=initial_params(config, built),
@@ -258,19 +258,28 @@ def evaluator_of(config: Config, built, shared: Shared):
     return shared.once("evaluator", config, make)
 
 
-def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, shared: Shared) -> list:
+def _hooks(config: Config, built, dataset, validation, workdir: str, console, shared: Shared) -> list:
     """Validation and samples, as the loop's hooks."""
     from lm import hosts
+    from lm.evaluate.breakdown import break_down
     from lm.infer import Generator, SamplingConfig
     from lm.train.loop import Hook
 
-    hooks = []
+    hooks, tokenizer = [], dataset.tokenizer
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
         evaluator = evaluator_of(config, built, shared)
+        shards, domains = dataset.counts("validation")["shards"], dataset.domains("validation")
+        domain_of = [domain for shard, domain in zip(shards, domains, strict=True) for _ in range(shard["documents"])]
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
-            figures = evaluator(params, validation)
+            if None in domains or built.mesh.shape["stage"] > 1:  # a pipeline sums alone
+                figures = evaluator(params, validation)
+            else:
+                found = break_down(evaluator, params, validation)
+                figures = found.total()
+                for domain, own in found.by_domain(domain_of).items():
+                    figures |= {f"{name}/{domain}": own[name] for name in ("loss", "bits_per_byte") if own["tokens"]}
             return [{"kind": "eval", "step": step, "split": "validation", "stride": stride, **figures}]
 
         hooks.append(Hook(config.eval.every_steps, evaluate))

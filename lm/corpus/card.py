@@ -22,12 +22,14 @@
         "quality"     {"edges", "kept", "rejected"}, one count less than edges
         "kept", "rejected_samples"   samples to read: see lm.corpus.tally
     }}
-    rules             {"filter/rule": {"threshold": text, "origin": text}}: where the thresholds are from
-    duplicates        {"exact", "near", "paragraphs", "clusters": {"sizes": {size: n}}, "parameters": {"threshold", "bands",
-                       "rows", "shingle_words", "s_curve": [[similarity, probability]]},
+    rules             {"filter/rule": {"drops": what, "origin": of its threshold}}, of all filters that there are
+    duplicates        {"exact", "near", "paragraphs", "candidates", "verified" (pairs), "clusters": {"sizes": {size: n}},
+                       "between": [[source of the dropped, of the kept, documents]],
+                       "parameters": {"threshold", "bands", "rows", "shingle_words", "s_curve": [[similarity, chance]]},
                        "pairs": [{"jaccard", "a": {"source", "id", "text"}, "b": the same}]}, or null
-    decontamination   {"sets": {path: documents dropped}, "words", "max_overlap"}, or null
-    quality_classifier {"auc", "documents", "top_ngrams": {"good": […], "ordinary": […]}}, or null
+    decontamination   {"sets": {evaluation set: documents dropped}, "words", "max_overlap"}, or null: not asked for
+    quality_classifier {"auc", "auc_error", "documents": {class: held out}, "thresholds": [{"threshold", "recall",
+                       "ordinary_kept"}], "top_ngrams": {class: [[n-gram, weight]]}}, or null
 """
 
 import math
@@ -67,7 +69,7 @@ def build_card(
 
     Args:
       sources: by name, what `source_card` returns.
-      rules: what is known of each rule; those that dropped nothing are kept, so that one sees what was asked.
+      rules: of all filters; the page leaves out those that no source asks for.
       count_tokens: of a text; estimates the tokens of what is not tokenized (see `source_card`).
       others: as in this file's docstring.
     """

@@ -95,7 +95,8 @@ class Tally:
         changes: collections.Counter[str] = collections.Counter()
         for step in self._steps:
             for what, count in step.counts.items():
-                if (name := f"{step.name}/{what}") not in self._rejected:  # some steps count those, too
+                name = what if what.startswith(f"{step.name}/") else f"{step.name}/{what}"
+                if name not in self._rejected:  # some steps count those, too
                     changes[name] += count
         rejected = [entry for smallest in self._rejected_samples.values() for entry in smallest.entries()]
         return {

@@ -19,6 +19,7 @@ Card = Mapping[str, Any]
 _OPEN_SKIPPED = 5  # skipped documents per source that are not folded away
 _OPEN_HISTOGRAMS = 8  # sources
 _MOST_NAMES = 12  # languages or licenses of a source
+_LINES = " lines"  # after the name of a rule that drops lines, where they are counted
 _WIDE_SOURCES = 5  # more do not fit beside each other in a table
 
 
@@ -53,7 +54,9 @@ def _headline(card: Card) -> list[tuple[str, str, str]]:
     tokens, documents, kept = (sum(s[key] for s in splits.values()) for key in ("tokens", "documents", "bytes"))
     read = sum(source["stages"][0]["bytes"] for source in sources)
     seen = sum(source["stages"][0]["documents"] for source in sources)
-    held_out = ", ".join(f"{compact(s['tokens'])} {name}" for name, s in splits.items() if name != "train")
+    held_out = ", ".join(
+        f"{compact(split['tokens'])} {name}" for name, split in splits.items() if name != "train" and split["tokens"]
+    )
     figures = [
         ("Tokens", compact(tokens), f"of which {held_out}" if held_out else "all for training"),
         ("Documents", compact(documents), f"of {compact(seen)} read"),
@@ -92,7 +95,9 @@ def _mixture(card: Card) -> page.Markup:
         for name, counts in domains.items()
     ]
     budget = card["mixture"].get("tokens")
-    how = card["mixture"].get("weighting", "")
+    how = {"temperature": "by temperature", "proportional": "proportional to tokens"}.get(
+        card["mixture"].get("weighting"), card["mixture"].get("weighting")
+    )
     over = f"Epochs are of a run of {compact(budget)} tokens." if budget else ""
     header = ["domain", "documents", "text", "tokens", "bytes/token", "share", "share of a run", "epochs"]
     return page.section(
@@ -134,7 +139,7 @@ def _funnel(card: Card) -> page.Markup:
 def _rules(card: Card) -> page.Markup:
     sources, rules = card["sources"], card["rules"]
     dropped = {rule for source in sources.values() for rule in source["rejected"]}
-    changed = {change for source in sources.values() for change in source["changes"]}
+    changed = {change.removesuffix(_LINES) for source in sources.values() for change in source["changes"]}
     asked = {name for source in card["config"].get("sources", {}).values() for name in source.get("filters", ())}
     # The rules in the order of the table of filters; those that it does not know (duplicates) after them.
     known = [rule for rule in rules if rule in dropped or (rule.partition("/")[0] in asked and rule not in changed)]
@@ -146,6 +151,9 @@ def _rules(card: Card) -> page.Markup:
         parts = [_part(counts[name], sources[name]["stages"][0]["documents"]) for name in shown]
         row = [_rule(rule, rules), *parts, _part(sum(counts.values()), whole)]
         (loud if any(counts.values()) else quiet).append(row)
+    origins = [
+        (rule, rules[rule]["origin"]) for rule in rules if rule in (*known, *changed) and "origin" in rules[rule]
+    ]
     header = ["rule", *shown, "all" if shown else "documents"]
     numeric = range(1, len(header))
     return page.section(
@@ -155,14 +163,14 @@ def _rules(card: Card) -> page.Markup:
         page.fold(f"Rules that dropped no document ({len(quiet)})", page.table(header, quiet, numeric, "rules"))
         if quiet
         else None,
+        page.fold("Where the thresholds are from", page.table(["rule", "origin"], origins)) if origins else None,
     )
 
 
 def _rule(rule: str, rules: Mapping[str, Mapping[str, str]]) -> object:
-    """Return a rule's name with what it drops and where its threshold is from, if that is known."""
-    about = rules.get(rule, {})
-    lines = [about[key] for key in ("drops", "origin") if about.get(key)]
-    return page.Markup(page.escape(rule) + "".join(f"<small>{page.escape(line)}</small>" for line in lines))
+    """Return a rule's name over what it drops, if that is known."""
+    drops = rules.get(rule.removesuffix(_LINES), {}).get("drops")
+    return page.Markup(f"{page.escape(rule)}<small>{page.escape(drops)}</small>") if drops else rule
 
 
 def _changes(card: Card) -> page.Markup | None:

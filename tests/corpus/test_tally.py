@@ -109,6 +109,19 @@ def test_every_rule_has_samples_however_rare():
     assert rules == {"short/common": REJECTED_SAMPLES, "short/rare": 1}
 
 
+def test_what_a_step_counts_of_its_rejections_is_no_change():
+    class Counting(AtLeast):
+        def __call__(self, record):
+            self.counts["characters"] += 1
+            self.counts["short/lines"] += 1
+            return super().__call__(record)
+
+    tally, steps = Tally(), [Counting(9)]
+    tally.run(steps, Record("a", "short"))
+    stats = tally.stats()
+    assert stats["rejected"] == {"short/characters": 1} and stats["changes"] == {"short/lines": 1}
+
+
 def test_a_long_document_is_cut_in_the_samples_and_counted_whole():
     tally = Tally()
     tally.run([], Record("a", "x" * 100_000, url="u" * 9000))

@@ -22,15 +22,16 @@
         "quality"     {"edges", "kept", "rejected"}, one count less than edges
         "kept", "rejected_samples"   samples to read: see lm.corpus.tally
     }}
-    rules             {"filter/rule": {"threshold": text, "origin": text}}: where the thresholds are from
-    duplicates        {"exact", "near", "paragraphs", "clusters": {"sizes": {size: n}}, "parameters": {"threshold", "bands",
-                       "rows", "shingle_words", "s_curve": [[similarity, probability]]},
+    rules             {"filter/rule": {"drops": what, "origin": of its threshold}}, of all filters that there are
+    duplicates        {"exact", "near", "paragraphs", "candidates", "verified" (pairs), "clusters": {"sizes": {size: n}},
+                       "between": [[source of the dropped, of the kept, documents]],
+                       "parameters": {"threshold", "bands", "rows", "shingle_words", "s_curve": [[similarity, chance]]},
                        "pairs": [{"jaccard", "a": {"source", "id", "text"}, "b": the same}]}, or null
-    decontamination   {"sets": {path: documents dropped}, "words", "max_overlap"}, or null
-    quality_classifier {"auc", "documents", "top_ngrams": {"good": […], "ordinary": […]}}, or null
+    decontamination   {"sets": {evaluation set: documents dropped}, "words", "max_overlap"}, or null: not asked for
+    quality_classifier {"auc", "auc_error", "documents": {class: held out}, "thresholds": [{"threshold", "recall",
+                       "ordinary_kept"}], "top_ngrams": {class: [[n-gram, weight]]}}, or null
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def build_card(
 
     Args:
       sources: by name, what `source_card` returns.
-      rules: what is known of each rule; those that dropped nothing are kept, so that one sees what was asked.
+      rules: of all filters; the page leaves out those that no source asks for.
       count_tokens: of a text; estimates the tokens of what is not tokenized (see `source_card`).
       others: as in this file's docstring.
     """
@@ -157,18 +158,25 @@ def source_card(
 
 
 def _estimated(source: Card, count_tokens: Callable[[str], int] | None) -> Card:
-    """Return a source with the tokens of stages whose documents are gone estimated from excerpts of them."""
-    stages = []
-    for stage in source["stages"]:
-        stage = dict(stage)
-        excerpts = stage.pop("excerpts", [])
-        size = sum(len(text.encode("utf-8", "replace")) for text in excerpts)
-        if stage["tokens"] is None and count_tokens and size:
-            tokens = sum(count_tokens(text) for text in excerpts)
-            stage["tokens"] = math.ceil(stage["bytes"] * tokens / size)
-            stage["estimated"] = True
-        stages.append(stage)
+    """Return a source with the tokens of stages whose documents are gone estimated from excerpts of them.
+
+    The estimates are scaled by what is known of the last stage, where both the tokens and an estimate are: the excerpts
+    of all stages are mostly of the same documents, and wrong alike.
+    """
+    stages = [dict(stage) for stage in source["stages"]]
+    estimates = [_estimate(stage["bytes"], stage.pop("excerpts", []), count_tokens) for stage in stages]
+    known, last = stages[-1]["tokens"], estimates[-1]
+    scale = known / last if known and last else 1.0
+    for stage, estimate in zip(stages, estimates, strict=True):
+        if stage["tokens"] is None and estimate is not None:
+            stage["tokens"], stage["estimated"] = round(scale * estimate), True
     return {**source, "stages": stages}
+
+
+def _estimate(size: int, excerpts: Sequence[str], count_tokens: Callable[[str], int] | None) -> float | None:
+    """Return the tokens of so many bytes of text like the excerpts; None: there is nothing to go by."""
+    read = sum(len(text.encode("utf-8", "replace")) for text in excerpts)
+    return size * sum(map(count_tokens, excerpts)) / read if count_tokens and read else None
 
 
 def _readable(duplicates: Mapping[str, Any] | None) -> Card | None:

@@ -95,7 +95,9 @@ class Tally:
         changes: collections.Counter[str] = collections.Counter()
         for step in self._steps:
             for what, count in step.counts.items():
-                changes[f"{step.name}/{what}"] += count
+                name = what if what.startswith(f"{step.name}/") else f"{step.name}/{what}"
+                if name not in self._rejected:  # some steps count those, too
+                    changes[name] += count
         rejected = [entry for smallest in self._rejected_samples.values() for entry in smallest.entries()]
         return {
             "steps": [

@@ -7,9 +7,10 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lm.report import data_card_checks as checks
 from lm.report import data_card_texts as texts
 from lm.report import page
-from lm.report.data_card_charts import length_histogram, quality_histogram, s_curve
+from lm.report.data_card_charts import length_histogram, quality_histogram
 from lm.report.data_card_words import doubts, problems, size, source_sentence, verdict
 from lm.report.plots import SERIES_COLORS
 from lm.train.console import compact, duration
@@ -18,6 +19,7 @@ Card = Mapping[str, Any]
 _OPEN_SKIPPED = 5  # skipped documents per source that are not folded away
 _OPEN_HISTOGRAMS = 8  # sources
 _MOST_NAMES = 12  # languages or licenses of a source
+_LINES = " lines"  # after the name of a rule that drops lines, where they are counted
 _WIDE_SOURCES = 5  # more do not fit beside each other in a table
 
 
@@ -36,9 +38,9 @@ def card_page(card: Card) -> str:
         _rules(card),
         _changes(card),
         _unreadable(card),
-        _duplicates(card.get("duplicates")),
-        _decontamination(card.get("decontamination")),
-        _quality(card.get("quality_classifier")),
+        checks.duplicates(card.get("duplicates")),
+        checks.decontamination(card.get("decontamination")),
+        checks.quality(card.get("quality_classifier")),
         _histograms(card),
         _names(card),
         _samples(card),
@@ -52,7 +54,9 @@ def _headline(card: Card) -> list[tuple[str, str, str]]:
     tokens, documents, kept = (sum(s[key] for s in splits.values()) for key in ("tokens", "documents", "bytes"))
     read = sum(source["stages"][0]["bytes"] for source in sources)
     seen = sum(source["stages"][0]["documents"] for source in sources)
-    held_out = ", ".join(f"{compact(s['tokens'])} {name}" for name, s in splits.items() if name != "train")
+    held_out = ", ".join(
+        f"{compact(split['tokens'])} {name}" for name, split in splits.items() if name != "train" and split["tokens"]
+    )
     figures = [
         ("Tokens", compact(tokens), f"of which {held_out}" if held_out else "all for training"),
         ("Documents", compact(documents), f"of {compact(seen)} read"),
@@ -91,7 +95,9 @@ def _mixture(card: Card) -> page.Markup:
         for name, counts in domains.items()
     ]
     budget = card["mixture"].get("tokens")
-    how = card["mixture"].get("weighting", "")
+    how = {"temperature": "by temperature", "proportional": "proportional to tokens"}.get(
+        card["mixture"].get("weighting"), card["mixture"].get("weighting")
+    )
     over = f"Epochs are of a run of {compact(budget)} tokens." if budget else ""
     header = ["domain", "documents", "text", "tokens", "bytes/token", "share", "share of a run", "epochs"]
     return page.section(
@@ -132,32 +138,39 @@ def _funnel(card: Card) -> page.Markup:
 
 def _rules(card: Card) -> page.Markup:
     sources, rules = card["sources"], card["rules"]
-    asked = {rule: None for source in sources.values() for rule in source["rejected"]}
-    asked |= dict.fromkeys(rules)
-    if not asked:
-        return page.section("What was dropped, by rule", page.paragraph("No document was dropped."))
+    dropped = {rule for source in sources.values() for rule in source["rejected"]}
+    changed = {change.removesuffix(_LINES) for source in sources.values() for change in source["changes"]}
+    asked = {name for source in card["config"].get("sources", {}).values() for name in source.get("filters", ())}
     # The rules in the order of the table of filters; those that it does not know (duplicates) after them.
-    order = [*rules, *sorted(set(asked) - set(rules))]
+    known = [rule for rule in rules if rule in dropped or (rule.partition("/")[0] in asked and rule not in changed)]
     shown = list(sources) if 1 < len(sources) <= _WIDE_SOURCES else []
     whole = sum(source["stages"][0]["documents"] for source in sources.values())
     loud, quiet = [], []
-    for rule in order:
+    for rule in [*known, *sorted(dropped - set(known))]:
         counts = {name: source["rejected"].get(rule, 0) for name, source in sources.items()}
-        about = rules.get(rule, {})
-        limit = " · ".join(about[key] for key in ("threshold", "origin") if about.get(key))
-        cell = page.Markup(f"{page.escape(rule)}<small>{page.escape(limit)}</small>") if limit else rule
         parts = [_part(counts[name], sources[name]["stages"][0]["documents"]) for name in shown]
-        (loud if any(counts.values()) else quiet).append([cell, *parts, _part(sum(counts.values()), whole)])
-    header = ["rule, and what is kept", *shown, "all" if shown else "documents"]
+        row = [_rule(rule, rules), *parts, _part(sum(counts.values()), whole)]
+        (loud if any(counts.values()) else quiet).append(row)
+    origins = [
+        (rule, rules[rule]["origin"]) for rule in rules if rule in (*known, *changed) and "origin" in rules[rule]
+    ]
+    header = ["rule", *shown, "all" if shown else "documents"]
     numeric = range(1, len(header))
     return page.section(
         "What was dropped, by rule",
         page.paragraph("Documents, and their share of those read. A document counts for the first rule that it broke."),
         page.table(header, loud, numeric, "rules") if loud else page.paragraph("No document was dropped."),
-        page.fold(f"Rules that dropped nothing ({len(quiet)})", page.table(header, quiet, numeric, "rules"))
+        page.fold(f"Rules that dropped no document ({len(quiet)})", page.table(header, quiet, numeric, "rules"))
         if quiet
         else None,
+        page.fold("Where the thresholds are from", page.table(["rule", "origin"], origins)) if origins else None,
     )
+
+
+def _rule(rule: str, rules: Mapping[str, Mapping[str, str]]) -> object:
+    """Return a rule's name over what it drops, if that is known."""
+    drops = rules.get(rule.removesuffix(_LINES), {}).get("drops")
+    return page.Markup(f"{page.escape(rule)}<small>{page.escape(drops)}</small>") if drops else rule
 
 
 def _changes(card: Card) -> page.Markup | None:
@@ -169,10 +182,11 @@ def _changes(card: Card) -> page.Markup | None:
     rows = []
     for name in names:
         counts = [source["changes"].get(name, 0) for source in sources.values()]
-        rows.append([name, *(f"{n:,}" if n else "" for n in (counts if shown else [])), f"{sum(counts):,}"])
+        cells = [f"{n:,}" if n else "" for n in (counts if shown else [])]
+        rows.append([_rule(name, card["rules"]), *cells, f"{sum(counts):,}"])
     header = ["step and change", *shown, "all" if shown else "times"]
     return page.section(
-        "What was changed in the text", page.table(header, rows, numeric=range(1, len(header)), kind="tight")
+        "What was changed in the text", page.table(header, rows, numeric=range(1, len(header)), kind="rules")
     )
 
 
@@ -193,73 +207,6 @@ def _unreadable(card: Card) -> page.Markup | None:
             if more > 0:
                 pieces.append(page.paragraph(f"{more:,} others are not listed."))
     return page.section("What could not be read", *pieces) if pieces else None
-
-
-def _duplicates(found: Card | None) -> page.Markup | None:
-    if not found:
-        return None
-    parameters = found.get("parameters", {})
-    curve = parameters.get("s_curve") or []
-    figures = [
-        ("Near-duplicate documents", f"{found.get('near', 0):,}", "a better copy was kept"),
-        ("Exact duplicates", f"{found.get('exact', 0):,}", "same text, normalized"),
-        ("Paragraphs dropped", f"{found.get('paragraphs', 0):,}", "they stand elsewhere, too"),
-    ]
-    sizes = (found.get("clusters") or {}).get("sizes") or {}
-    table = (
-        page.table(
-            ["documents in a cluster", "clusters"],
-            [(f"{int(n):,}", f"{count:,}") for n, count in sorted(sizes.items(), key=lambda pair: int(pair[0]))[:20]],
-            numeric=(0, 1),
-        )
-        if sizes
-        else None
-    )
-    svg = s_curve(curve, parameters.get("threshold")) if curve else None
-    known = {name.replace("_", " "): value for name, value in parameters.items() if name != "s_curve"}
-    return page.section(
-        "Duplicates",
-        page.numbers(figures),
-        page.grid(
-            page.figure(svg, "Chance that two documents are compared, by their similarity; line: threshold")
-            if svg
-            else None,
-            page.Markup(f"<div>{page.join([page.facts(known), table])}</div>"),
-        ),
-        *texts.pairs(found.get("pairs") or ()),
-    )
-
-
-def _decontamination(found: Card | None) -> page.Markup:
-    if not found or not found.get("sets"):
-        line = "The corpus was not held against evaluation sets: scores on public benchmarks may be too good."
-        return page.section("Decontamination", page.paragraph(line))
-    about = (
-        f"Documents that share {found['words']}-grams of words with an evaluation set are dropped"
-        if found.get("words")
-        else "Documents that hold pieces of an evaluation set are dropped"
-    )
-    limit = f", more than {found['max_overlap']:.1%} of their n-grams" if found.get("max_overlap") else ""
-    rows = [(path, f"{count:,}") for path, count in found["sets"].items()]
-    return page.section(
-        "Decontamination",
-        page.paragraph(f"{about}{limit}."),
-        page.table(["evaluation set", "documents dropped"], rows, numeric=(1,)),
-    )
-
-
-def _quality(found: Card | None) -> page.Markup | None:
-    if not found:
-        return None
-    grams = found.get("top_ngrams") or {}
-    words = {f"speaks for {kind}": " · ".join(map(str, names)) for kind, names in grams.items()}
-    auc = f"{found['auc']:.4f}" if found.get("auc") is not None else "-"
-    held = f"on {found['documents']:,} held-out documents" if isinstance(found.get("documents"), int) else "held out"
-    return page.section(
-        "Quality classifier",
-        page.paragraph(f"AUC {auc} {held}: the chance that a good document scores above an ordinary one."),
-        page.facts(words) if words else None,
-    )
 
 
 def _histograms(card: Card) -> page.Markup:

@@ -46,12 +46,12 @@ def verdict(card: Card) -> list[tuple[str, str]]:
         )
     else:
         lines.append(("worse", "Duplicates were not looked for."))
-    contaminated = (card.get("decontamination") or {}).get("sets")
-    if contaminated:
-        dropped = _count(sum(contaminated.values()), "document")
-        lines.append(("", f"Held against {_count(len(contaminated), 'evaluation set')}: {dropped} dropped."))
-    else:
+    contaminated = card.get("decontamination")
+    if contaminated is None:
         lines.append(("worse", "It was not held against evaluation sets."))
+    else:
+        dropped = _count(sum(contaminated["sets"].values()), "document")
+        lines.append(("", f"{dropped} with pieces of evaluation sets dropped."))
     return lines
 
 

@@ -80,7 +80,7 @@ def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
                     executor=executor,
                     name=os.path.splitext(os.path.basename(args.config))[0],
                     progress=StageLine(),
-                    command=shlex.join(["lm", *sys.argv[1:]]),
+                    command=shlex.join(["lm", *args.arguments]),
                     scorer=SCORER,
                 )
             finally:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from lm import storage
 from lm.errors import LmError
@@ -29,3 +30,10 @@ def die_once(arguments, out, report):
     if storage.create(out + ".seen", ""):
         os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def where(arguments, out, report):
+    import ray
+
+    time.sleep(0.5)
+    return {"node": ray.get_runtime_context().get_node_id()}

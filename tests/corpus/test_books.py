@@ -1,6 +1,7 @@
 """Books read as books: no wrapping of the library's, paragraphs on one line, verse as it stands."""
 
 import glob
+import gzip
 import os
 import textwrap
 
@@ -9,6 +10,7 @@ import pytest
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers import books
 from lm.corpus.readers.hard_wrapped import unwrap
+from lm.errors import DamagedFileError
 
 PROSE = """It was a bright cold morning in the month of April, and all of the clocks
 in the town were striking at once, as they had done on every morning for
@@ -117,6 +119,13 @@ def test_encodings_are_told_by_mark_content_or_header(tmp_path, encoding, declar
     word = "Привет" if declared == "Windows-1251" else "café naïve" if encoding == "latin-1" else "café — “naïve”"
     text = f"Character set encoding: {declared}\n\n{word}"
     assert read(tmp_path, text.encode(encoding)).text.endswith(word)
+
+
+def test_a_book_cut_short_is_damaged_and_not_a_shorter_book(tmp_path):
+    whole = gzip.compress(os.urandom(50_000).hex().encode())
+    assert len(read(tmp_path, whole).text) == 100_000
+    with pytest.raises(DamagedFileError, match="truncated"):
+        read(tmp_path, whole[:-20])
 
 
 def test_what_is_no_text_is_skipped(tmp_path, monkeypatch):

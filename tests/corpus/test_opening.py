@@ -12,7 +12,7 @@ import pytest
 from lm.corpus import optional
 from lm.corpus.readers import opening
 from lm.corpus.readers.opening import TooLong, check_sha256, lines, open_input
-from lm.errors import DamagedFileError, UsageError
+from lm.errors import DamagedFileError, LmError, UsageError
 
 TEXT = b"".join(b"line %d of a text that is long enough to fill more than one buffer\n" % i for i in range(20_000))
 
@@ -104,6 +104,19 @@ def test_a_file_at_a_url_is_read_as_a_local_one(tmp_path):
         assert stream.read() == TEXT
     with pytest.raises(UsageError, match="no file"), open_input(f"memory://{tmp_path.name}/absent.bz2"):
         pass
+
+
+def test_a_file_on_a_web_server_is_read_and_a_connection_that_drops_is_an_error(site):
+    pytest.importorskip("aiohttp")
+    from tests.data.http import Step
+
+    site.files["/text.bz2"] = bz2.compress(TEXT)
+    site.plan = [Step(ignore_range=True) for _ in range(9)]
+    with open_input(f"{site.url}/text.bz2") as stream:
+        assert stream.read() == TEXT
+    site.plan = [Step(drop_at=1000) for _ in range(9)]
+    with pytest.raises(LmError), open_input(f"{site.url}/text.bz2") as stream:
+        stream.read()
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

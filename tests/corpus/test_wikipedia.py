@@ -36,7 +36,7 @@ def read(tmp_path, content: str | bytes, skip=None, **options):
 
 def test_a_page_is_a_record_with_its_place_in_the_wiki(tmp_path):
     [record] = read(tmp_path, dump(page(12, "Foo bar/Ü?", "&lt;b&gt; [[x]]")))
-    assert record.id == "testwiki/12" and record.text == "<b> [[x]]"
+    assert record.id == "testwiki/Foo bar/Ü?" and record.text == "<b> [[x]]"
     assert record.url == "https://test.example.org/wiki/Foo_bar/%C3%9C%3F"
     assert record.metadata == {
         "title": "Foo bar/Ü?", "page": 12, "namespace": 0, "revision": 112, "timestamp": "2020-01-02T03:04:05Z",
@@ -94,6 +94,11 @@ def test_namespaces_of_dumps_that_do_not_give_them_are_in_the_titles(tmp_path):
     assert [record.metadata["namespace"] for record in records] == [1, 0]
 
 
+def test_a_page_that_stands_there_twice_has_two_ids(tmp_path):
+    records = read(tmp_path, dump(page(1, "A"), page(2, "B"), page(1, "A"), page(1, "A"), page(3, "C")))
+    assert [record.id for record in records] == [f"testwiki/{name}" for name in ("A", "B", "A#3", "A#4", "C")]
+
+
 def test_unknown_elements_are_passed_over(tmp_path):
     [record] = read(tmp_path, dump("<logitem/>", page(1, "A", more="<new>1</new>", revision="<new>2</new>")))
     assert record.text == "Some text."
@@ -112,7 +117,7 @@ def test_a_page_that_is_no_page_is_skipped_and_the_rest_read(tmp_path):
 )
 def test_broken_xml_is_an_error_after_the_pages_before_it(tmp_path, end):
     records = []
-    with pytest.raises(DamagedFileError, match="damaged after page testwiki/2: broken XML"):
+    with pytest.raises(DamagedFileError, match="damaged after page testwiki/B: broken XML"):
         records.extend(read(tmp_path, dump(page(1, "A"), page(2, "B"), end=end)))
     assert len(records) == 2
 
@@ -129,7 +134,7 @@ def test_a_truncated_archive_gives_the_pages_that_it_holds(tmp_path):
 def test_utf_16_and_dumps_without_a_description_of_the_site_are_read(tmp_path):
     content = '<?xml version="1.0" encoding="utf-16"?>' + dump(page(1, "Бъл", "текст"), site="")
     [record] = read(tmp_path, content.encode("utf-16"))
-    assert (record.id, record.text, record.url) == ("wiki/1", "текст", None)
+    assert (record.id, record.text, record.url) == ("wiki/Бъл", "текст", None)
 
 
 def test_an_empty_file_is_damaged(tmp_path):

@@ -68,6 +68,7 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
     """
     with open_input(path) as stream:
         data = stream.read(MAX_BYTES + 1)
+        data += stream.read(1)  # raises if the stream ended at damage
     if len(data) > MAX_BYTES:
         return skip(path, f"larger than {MAX_BYTES:,} bytes")
     text = decode(data)

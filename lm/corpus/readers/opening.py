@@ -52,7 +52,8 @@ class TooLong:
 def open_input(path: str, *, max_expansion: float = MAX_EXPANSION) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressed if it is compressed.
 
-    The stream raises where the damage is: everything before it has been read by then.
+    The stream raises where the damage is: everything before it has been read by then. A `read(n)` that meets it returns
+    what came before, as at the end of the file, and the next one raises: read until nothing comes.
 
     Args:
       path: a local file or a URL that fsspec knows.
@@ -105,7 +106,12 @@ def check_sha256(path: str, expected: str | None = None) -> str:
 
 def _open(path: str) -> BinaryIO:
     with _translated(path):
-        return storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb")
+        if not storage.is_remote(path):
+            return open(path, "rb")
+        sequential = (
+            {"block_size": 0} if path.startswith(("http://", "https://")) else {}
+        )  # not all servers know ranges
+        return storage.filesystem(path).open(path, "rb", **sequential)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,10 @@ def _last(parameters: Parameters) -> str:
     return (positional(parameters) or [parameters.get("text", "")])[-1]
 
 
+def _longest(parameters: Parameters) -> str:
+    return max(positional(parameters), key=len, default="")
+
+
 def _joined(separator: str) -> Callable[[Parameters], str]:
     return lambda parameters: separator.join(filter(None, positional(parameters)))
 
@@ -212,7 +216,7 @@ _TABLE: tuple[tuple[str, Callable[[Parameters], str]], ...] = (
     ("oxygen", _constant("O")),
     ("nitrogen", _constant("N")),
     ("simplenuclide, simplenuclide2, nuclide, nuclide2", _joined("-")),
-    ("columns-list, columns", _argument(1)),
+    ("columns-list, columns", _longest),  # the number of columns came first once
     ("lsj", _last),
     ("'", _constant("'")),
     ("'s", _constant("'s")),

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers.opening import open_input
 from lm.corpus.readers.wiki_names import redirect_target
-from lm.corpus.readers.wikitext import Wikitext
 from lm.corpus.record import Record
 from lm.errors import DamagedFileError
 
@@ -28,13 +27,14 @@ _CHUNK = 1 << 16
 def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> Iterator[Record]:
     """Yield the pages of a dump, the last revision of each, in their order.
 
-    Ids are `enwiki/12`: the wiki's database name and the page's id. Metadata: `title`, `page`, `namespace`,
+    Ids are `enwiki/Alan Turing`: the wiki's database name and the page's title. Dumps come in the order of page ids; a
+    page that is out of it, as those that stand there twice, is `enwiki/Alan Turing#ORDINAL` in the file. Metadata: `title`, `page`, `namespace`,
     `revision`, `timestamp`, `drop`. Memory is bounded by one revision.
 
     Args:
       path: XML in any encoding that it declares, compressed or not, local or a URL.
       source: `namespaces`: those whose pages are kept.
-      skip: told of pages without an id, a revision or a namespace.
+      skip: told of pages without a title, id, revision or namespace.
 
     Raises:
       UsageError, LmError: as `open_input`.
@@ -42,7 +42,7 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
     """
     with open_input(path) as stream:
         site = _Site()
-        last = None
+        last, highest, ordinal = None, -1, 0
         try:
             for element in _elements(stream):
                 if _name(element) == "siteinfo":
@@ -51,9 +51,14 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
                 page = _page(element, site, source.namespaces)
                 if page is None:
                     skip(
-                        f"{path}: {element.findtext('{*}title') or 'page'}", "it has no id, no revision or no namespace"
+                        f"{path}: {element.findtext('{*}title') or 'page'}",
+                        "it has no title, id, revision or namespace",
                     )
                     continue
+                ordinal += 1
+                if page.metadata["page"] <= highest:
+                    page.id += f"#{ordinal}"
+                highest = max(highest, page.metadata["page"])
                 last = page.id
                 yield page
         except ElementTree.ParseError as error:
@@ -121,7 +126,7 @@ def _elements(stream: BinaryIO) -> Iterator[ElementTree.Element]:
 def _page(page: ElementTree.Element, site: _Site, namespaces: tuple[int, ...]) -> Record | None:
     title, number, revision = page.findtext("{*}title") or "", page.findtext("{*}id"), page.find("{*}revision")
     namespace = site.namespace(page, title)
-    if revision is None or namespace is None or not (number or "").isdecimal():
+    if not title or revision is None or namespace is None or not (number or "").isdecimal():
         return None
     text = revision.findtext("{*}text") or ""
     metadata: dict[str, Any] = {"title": title, "page": int(number), "namespace": namespace}
@@ -138,9 +143,4 @@ def _page(page: ElementTree.Element, site: _Site, namespaces: tuple[int, ...]) -
         metadata["drop"], text = {"rule": "namespace", "value": namespace}, ""
     elif model != "wikitext":
         metadata["drop"] = {"rule": "model", "value": model}
-    return Record(f"{site.name}/{number}", text, url=site.url(title), metadata=metadata)
-
-
-def steps(source: SourceConfig) -> list[Wikitext]:
-    """Return the steps that documents of the reader `wikipedia` pass first."""
-    return [Wikitext()]
+    return Record(f"{site.name}/{title}", text, url=site.url(title), metadata=metadata)

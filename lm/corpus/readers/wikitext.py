@@ -2,8 +2,9 @@ r"""Wikitext rendered as plain text: what a reader of the article reads, without
 
 Templates, links and tables are matched by one pass over the text with a stack, as MediaWiki's own preprocessor does
 it, and rendered as they close; then tags, quotes and lines follow by regular expressions that are linear in the text.
-No library parses it: mwparserfromhell takes 1 s per MB for a tree of which little is needed, and on some unbalanced
-pages minutes (`experiments/benchmarks/wikitext.py` compares); here work is bounded by `_DEPTH` times the length.
+No library parses it: mwparserfromhell takes four times as long for a tree of which little is needed
+(`experiments/benchmarks/wikitext.py`), and on unbalanced pages time that grows with the square of their length; here
+it is at most `_DEPTH` times the length.
 
 Characters that no page needs are marks on the way: `LITERAL` around the number of a piece to be kept as it is
 (`nowiki`, code, mathematics), `DROPPED` where a template was left out, `CITED` where that was a citation, `BREAK` for

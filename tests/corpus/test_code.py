@@ -257,6 +257,14 @@ def test_a_choice_of_licence_files_is_a_choice_and_several_otherwise_all_hold(tm
         tmp_path / "rust", {"LICENSE-MIT": MIT.encode(), "LICENSE-APACHE": APACHE.encode(), "a.rs": b"fn a() {}\n"}
     )
     assert read(tmp_path / "rust")[0]["a.rs"].metadata["license"] == "Apache-2.0 OR MIT"
+    either = b"This is available under either of the licenses in LICENSE.BSD and LICENSE.MIT.\n"
+    write_folder(
+        tmp_path / "py", {"LICENSE": either, "LICENSE.BSD": BSD.encode(), "LICENSE.MIT": MIT.encode(), "a.py": b""}
+    )
+    assert read(tmp_path / "py")[0]["a.py"].metadata["license"] == "BSD-2-Clause OR MIT"
+    files = {"LICENSE.txt": MIT.encode(), "LICENSE-BUNDLED": BSD.encode(), "a.py": b""}
+    write_folder(tmp_path / "bundled", files)
+    assert read(tmp_path / "bundled")[0]["a.py"].metadata["license"] == "BSD-2-Clause AND MIT"
     files = {"LICENSE": MIT.encode(), "COPYING": b"All rights reserved.\n", "license.py": b"x = 1\n"}
     write_folder(tmp_path / "both", files)
     records, _ = read(tmp_path / "both", license="MIT")
@@ -275,7 +283,8 @@ def test_a_choice_of_licence_files_is_a_choice_and_several_otherwise_all_hold(tm
         ("GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007", "GPL-3.0"),
         ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1, February 1999", "LGPL-2.1"),
         ("GNU AFFERO GENERAL PUBLIC LICENSE Version 3, 19 November 2007", "AGPL-3.0"),
-        ("Mozilla Public License Version 2.0", "MPL-2.0"),
+        ("Mozilla Public License Version 2.0\n" '"Secondary License" means the GNU General Public License, Version 2.0', "MPL-2.0"),
+        ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1\nthe ordinary GNU General Public License, version 2", "LGPL-2.1"),
         ("Boost Software License - Version 1.0 - August 17th, 2003", "BSL-1.0"),
         ("This is free and unencumbered software released into the public domain.", "Unlicense"),
         ("Creative Commons Legal Code\n\nCC0 1.0 Universal", "CC0-1.0"),

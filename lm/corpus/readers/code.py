@@ -82,14 +82,14 @@ def _is_license(path: str) -> bool:
 
 def _licenses(path: str, name: str) -> dict[str, str]:
     """Return the licence of each folder that holds licence files, by its path; of a damaged archive as far as it goes."""
-    folders: dict[str, list[tuple[str, str | None]]] = {}
+    folders: dict[str, list[tuple[str, str]]] = {}
     try:
         for inside, content in _files(path, name, lambda where, reason: None, _is_license):
             folder, _, base = inside.rpartition("/")
-            folders.setdefault(folder, []).append((base, licenses.license_of_text(content.decode("utf-8", "replace"))))
+            folders.setdefault(folder, []).append((base, content.decode("utf-8", "replace")))
     except DamagedFileError:  # reading the files says it again, after what comes before
         pass
-    return {folder: licenses.of_folder(found) for folder, found in folders.items()}
+    return {folder: licenses.license_of_folder(found) for folder, found in folders.items()}
 
 
 def _nearest(path: str, found: dict[str, str]) -> str | None:

@@ -11,6 +11,7 @@ UNKNOWN = "unknown"
 HEADER_CHARACTERS = 4096  # of a file, where its own licence would stand
 
 _FILE = re.compile(r"(?:un)?licen[cs]es?(?:[-_.][\w.+-]*)?|copying(?:[-_.][\w.+-]*)?", re.IGNORECASE)
+_NAMED = re.compile(r"[-_.](?!(?:txt|md|rst)$)[^.]*", re.IGNORECASE)  # `LICENSE-MIT`, not `LICENSE.txt`
 _SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]*)")
 _EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[A-Za-z0-9][\w.+-]*\)*)*")
 
@@ -19,14 +20,15 @@ _MIT = "permission is hereby granted free of charge to any person obtaining a co
 _BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
 _ISC = r"permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is hereby granted"
 _GNU = r"general public license (?:as published by the free software foundation )?(?:either )?version"
+_MPL = "secondary license"  # which the Mozilla and Eclipse licences name, with versions
 _FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another that must match, one that must not
-    ("Apache-2.0", r"apache license version 2\.0", "", ""),
-    ("AGPL-3.0", rf"gnu affero {_GNU} 3", "", ""),
-    ("LGPL-2.1", rf"gnu lesser {_GNU} 2\.1", "", ""),
-    ("LGPL-2.0", rf"gnu library {_GNU} 2", "", ""),
-    ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", ""),
-    ("GPL-2.0", rf"gnu {_GNU} 2", "", ""),
-    ("GPL-3.0", rf"gnu {_GNU} 3", "", ""),
+    ("Apache-2.0", r"apache license version 2\.0|apache\.org licenses terms and conditions", "", ""),
+    ("AGPL-3.0", rf"gnu affero {_GNU} 3", "", _MPL),
+    ("LGPL-2.1", rf"gnu lesser {_GNU} 2\.1", "", _MPL),
+    ("LGPL-2.0", rf"gnu library {_GNU} 2", "", _MPL),
+    ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", _MPL),
+    ("GPL-2.0", rf"(?<!ordinary )gnu {_GNU} 2", "", _MPL),
+    ("GPL-3.0", rf"(?<!ordinary )gnu {_GNU} 3", "", _MPL),
     ("MPL-2.0", r"mozilla public license (?:version|v\.) ?2\.0", "", ""),
     ("EPL-2.0", r"eclipse public license v(?:ersion)? 2\.0", "", ""),
     ("MIT", _MIT, "permission notice shall be included in all copies", ""),
@@ -76,15 +78,21 @@ def license_of_header(text: str) -> str | None:
     return found if found and found.count(" AND ") < 2 else None  # of more it only speaks
 
 
-def of_folder(found: Iterable[tuple[str, str | None]]) -> str:
-    """Return the licence of a folder that holds licence files, given as (name, licence).
+def license_of_folder(files: Iterable[tuple[str, str]]) -> str:
+    """Return the licence of a folder that holds licence files, given as (name, text).
 
-    `LICENSE-MIT` beside `LICENSE-APACHE`, and no file without such an ending, is a choice; otherwise all hold.
+    `LICENSE-MIT` beside `LICENSE-APACHE` is a choice, without another licence file or with one that says "either"; other
+    licences side by side all hold.
     """
-    files = sorted(found)
-    names = list(dict.fromkeys(license or UNKNOWN for _, license in files))
-    choice = all("-" in name for name, _ in files) and not any(" AND " in name for name in names)
-    return (" OR " if choice else " AND ").join(names)
+    found = [(name, license_of_text(text) or UNKNOWN, "either" in text.lower()) for name, text in sorted(files)]
+    named = [license for name, license, _ in found if _NAMED.search(name)]
+    choice = len(named) > 1 and all(
+        _NAMED.search(name) or (license == UNKNOWN and either) for name, license, either in found
+    )
+    names = dict.fromkeys(named if choice else [license for _, license, _ in found])
+    return (" OR " if choice else " AND ").join(
+        name if len(names) == 1 or " AND " not in name else f"({name})" for name in names
+    )
 
 
 def accepted(expression: str, licenses: Collection[str]) -> bool:

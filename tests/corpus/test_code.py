@@ -249,6 +249,8 @@ def test_licenses_that_are_not_asked_for_are_counted_as_a_rule(tmp_path):
     verdicts = {name: step(found) for name, found in read(tmp_path / "r")[0].items() if name.endswith((".py", ".c"))}
     assert {name for name, found in verdicts.items() if not found} == {"repo/a.py", "repo/gpl/deep/own.c"}
     assert (verdicts["repo/gpl/deep/b.c"].rule, verdicts["repo/gpl/deep/b.c"].value) == ("code/license", "GPL-2.0")
+    (step,) = find_reader("code").steps(SourceConfig(reader="code", licenses=("GPL-2.0-or-later",)))
+    assert step(read(tmp_path / "r")[0]["repo/gpl/deep/b.c"]) is None
     assert (verdicts["free/c.py"].rule, verdicts["free/c.py"].value) == ("code/license", "unknown")
 
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lm.corpus import config
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers.inputs import InputFile, input_files, name_of
 from lm.corpus.record import Record, Rejection
@@ -29,7 +28,6 @@ READERS = {  # name: module and function
     "jsonl": "plain:read_jsonl",
     "parquet": "plain:read_parquet",
 }
-assert READERS.keys() == config.READERS.keys()
 
 Skip = Callable[[str, str], None]
 

@@ -168,7 +168,10 @@ def _in_tar(path: str, name: str, skip: Skip, wanted, fits) -> Iterator[tuple[st
     count = 0
     seen: set[int] = set()
     try:
-        with open_input(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
+        with (
+            open_input(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, encoding="utf-8") as archive,
+        ):
             for member in archive:
                 archive.members = []  # it would keep all of them
                 inside = _inside(member.name)

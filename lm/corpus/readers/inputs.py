@@ -37,7 +37,7 @@ class InputFile:
       path: what the reader opens: a local file, a folder (code), or a URL that fsspec knows.
       size: in bytes, as stored; of a folder, all its files.
       sha256: what it must hash to; None: not said.
-      label: what the card calls it: its path from where all of the source's paths part, or its URL.
+      label: what the card calls it: its path (or URL) from where all of the source's paths part, as `name_of` gives it.
     """
 
     path: str

@@ -15,7 +15,7 @@ _NAMED = re.compile(r"[-_.](?!(?:txt|md|rst)$)[^.]*", re.IGNORECASE)  # `LICENSE
 _SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]*)")
 _EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[A-Za-z0-9][\w.+-]*\)*)*")
 
-# Phrases as `_normal` leaves them: lower case, letters, digits and dots. Each must be there, and none of those after `not`.
+# Phrases of texts in lower case, of which only letters, digits and dots are left.
 _MIT = "permission is hereby granted free of charge to any person obtaining a copy of this software and associated"
 _BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
 _ISC = r"permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is hereby granted"
@@ -73,9 +73,14 @@ def license_of_header(text: str) -> str | None:
     """Return the licence that a source file names in its first lines, as an SPDX expression; None: none."""
     header = text[:HEADER_CHARACTERS]
     if (tag := _SPDX.search(header)) and (expression := _EXPRESSION.match(tag[1].strip())):
-        return re.sub(r"(GPL-\d\.\d)(?:-only|-or-later|\+)", r"\1", expression[0])
+        return without_suffix(expression[0])
     found = license_of_text(header) if re.search("[Ll]icen[cs]e|[Pp]ermission|[Rr]edistribution", header) else None
     return found if found and found.count(" AND ") < 2 else None  # of more it only speaks
+
+
+def without_suffix(expression: str) -> str:
+    """Return an SPDX expression with its GNU licences by version alone: `GPL-2.0` for `GPL-2.0-or-later`."""
+    return re.sub(r"(GPL-\d\.\d)(?:-only|-or-later|\+)", r"\1", expression)
 
 
 def license_of_folder(files: Iterable[tuple[str, str]]) -> str:

@@ -72,7 +72,7 @@ def read_jsonl(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
       UsageError, LmError: as `open_input`.
     """
     name = name_of(path, source)
-    check = _First(path, source.text_key)
+    check = _FirstLines(path, source.text_key)
     with open_input(path) as stream:
         for number, line in enumerate(lines(stream, MAX_LINE_BYTES), 1):
             where = f"{name}:{number}"
@@ -150,7 +150,7 @@ def _damaged(path: str, row: int, error: Exception) -> DamagedFileError:
     return DamagedFileError(f'"{path}" is damaged after row {row}: {" ".join(str(error).split())}. Get it again.')
 
 
-class _First:
+class _FirstLines:
     """Finds out from the first documents of a file that it is not what the config says."""
 
     def __init__(self, path: str, key: str):

@@ -52,7 +52,7 @@ def read(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
 
     Args:
       path: a local file or a URL, compressed as a whole or record by record.
-      source: not used.
+      source: its `license` is that of all of them.
       skip: is told of malformed records, and of pages that are too large, are not what their headers say, or have no text.
 
     Raises:
@@ -81,6 +81,8 @@ def read(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
                 continue
             if date := block.headers.get("warc-date"):
                 metadata["date"] = date
+            if source.license:
+                metadata["license"] = source.license
             yield Record(id, text, url=url, metadata=metadata)
 
 
@@ -163,15 +165,13 @@ def _page(block: _Block) -> tuple[str, dict[str, str]] | None:
         raise _Unusable(f"its HTTP cannot be decoded: {error}") from error
     if len(content) > MAX_PAGE_BYTES:
         raise _Unusable(f"more than {MAX_PAGE_BYTES:,} bytes when decoded")
-    return html_text(_decode(content, charset), language)
+    return _main_text(_decode(content, charset), language)
 
 
-def html_text(html: str, language: str | None = None) -> tuple[str, dict[str, str]]:
-    """Return a page's main text, without navigation, forms and footers, and its `title` and `content_language`.
+def _main_text(html: str, language: str | None = None) -> tuple[str, dict[str, str]]:
+    """Return a page's text without navigation, forms and footers, and its `title` and `content_language`.
 
-    Args:
-      html: the page.
-      language: what HTTP says, where the page itself says nothing.
+    `language` is what HTTP says, for a page that says nothing.
     """
     if html.count("<") - html.count("</") > MAX_DEPTH and _depth(html) > MAX_DEPTH:
         raise _Unusable(f"elements nested more than {MAX_DEPTH:,} deep")

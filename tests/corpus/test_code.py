@@ -1,4 +1,4 @@
-"""Folders and archives of code become files with language and licence, and what nobody wrote is told from what somebody did."""
+"""Folders and archives of code become files with language and licence, and what nobody wrote is told from the rest."""
 
 import gzip
 import io
@@ -285,8 +285,8 @@ def test_a_choice_of_licence_files_is_a_choice_and_several_otherwise_all_hold(tm
         ("GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007", "GPL-3.0"),
         ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1, February 1999", "LGPL-2.1"),
         ("GNU AFFERO GENERAL PUBLIC LICENSE Version 3, 19 November 2007", "AGPL-3.0"),
-        ("Mozilla Public License Version 2.0\n" '"Secondary License" means the GNU General Public License, Version 2.0', "MPL-2.0"),
-        ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1\nthe ordinary GNU General Public License, version 2", "LGPL-2.1"),
+        ('Mozilla Public License 2.0\n"Secondary License" means GNU General Public License, Version 2.0', "MPL-2.0"),
+        ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1\nordinary GNU General Public License, version 2", "LGPL-2.1"),
         ("Boost Software License - Version 1.0 - August 17th, 2003", "BSL-1.0"),
         ("This is free and unencumbered software released into the public domain.", "Unlicense"),
         ("Creative Commons Legal Code\n\nCC0 1.0 Universal", "CC0-1.0"),
@@ -305,7 +305,7 @@ def test_licences_of_headers():
         "GPL-2.0 WITH Linux-syscall-note"
     )
     assert license_of_header("# SPDX-License-Identifier: (MIT OR Apache-2.0)\n") == "(MIT OR Apache-2.0)"
-    under = "// it under the terms of the GNU General Public License as published by\n// the Free Software Foundation; either version 2 of"
+    under = "// the GNU General Public License as published by\n// the Free Software Foundation; either version 2 of"
     assert license_of_header(under) == "GPL-2.0"
     assert license_of_header(PYTHON) is None
 

@@ -1,8 +1,8 @@
 """Readers: what turns a file of a raw corpus into records.
 
-A reader is a function `read(path, source, skip)`: `path` is one of `input_files(source)`, `skip(where, reason)` is told of
-single documents that cannot be used; damage of the file itself raises DamagedFileError after all records before it. A
-module of readers may have a function `steps(source)`: the document steps that its records pass first.
+A reader is a function `read(path, source, skip)`: `path` is one of `input_files(source)`, `skip(where, reason)` is told
+of single documents that cannot be used; damage of the file itself raises DamagedFileError after all records before it.
+A module of readers may have a function `steps(source)`: the document steps that its records pass first.
 """
 
 import dataclasses

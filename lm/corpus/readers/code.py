@@ -1,8 +1,8 @@
 """The reader `code`: folders of source code, git checkouts and archives, a record per file.
 
-Every file of a fitting size becomes a record, so that what the rules of `lm.corpus.readers.code_rules` drop is counted there.
-A file's licence is the one that its header names, else that of the nearest licence file upwards. Nothing is extracted to
-disk, and links are not followed.
+Every file of a fitting size becomes a record, so that what the rules of `lm.corpus.readers.code_rules` drop is counted
+there. A file's licence is the one that its header names, else that of the nearest licence file upwards. Nothing is
+extracted to disk, and links are not followed.
 """
 
 import codecs
@@ -81,7 +81,7 @@ def _is_license(path: str) -> bool:
 
 
 def _licenses(path: str, name: str) -> dict[str, str]:
-    """Return the licence of each folder that holds licence files, by its path; of a damaged archive as far as it goes."""
+    """Return the licence of each folder that holds licence files, by path; of a damaged archive as far as it goes."""
     folders: dict[str, list[tuple[str, str]]] = {}
     try:
         for inside, content in _files(path, name, lambda where, reason: None, _is_license):

@@ -8,7 +8,7 @@ from lm.corpus.config import SourceConfig
 from lm.corpus.readers.licenses import UNKNOWN, accepted, without_suffix
 from lm.corpus.record import Record, Rejection
 
-# Lines and characters as in bigcode-project/bigcode-dataset, preprocessing/README.md, `basic` (after Codex, arXiv 2107.03374).
+# The Stack's basic filter: bigcode-project/bigcode-dataset, preprocessing (after Codex, arXiv 2107.03374).
 MAX_LINE = 1000  # characters
 MAX_MEAN_LINE = 100  # characters
 MIN_ALPHANUMERIC = 0.25  # share of characters

@@ -1,7 +1,7 @@
 """Licences of code, by their SPDX names: from `SPDX-License-Identifier` lines and from phrases of their texts.
 
-A GNU licence goes by its version alone (`GPL-2.0`): which of `-only` and `-or-later` holds is said in each file's header,
-seldom in the text of the licence. Texts: spdx.org/licenses.
+A GNU licence goes by its version alone (`GPL-2.0`): which of `-only` and `-or-later` holds is said in each file's
+header, seldom in the text of the licence. Texts: spdx.org/licenses.
 """
 
 import re
@@ -18,7 +18,9 @@ _EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[
 # Phrases of texts in lower case, of which only letters, digits and dots are left.
 _MIT = "permission is hereby granted free of charge to any person obtaining a copy of this software and associated"
 _BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
-_ISC = r"permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is hereby granted"
+_ISC = (
+    "permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is"
+)
 _GNU = r"general public license (?:as published by the free software foundation )?(?:either )?version"
 _MPL = "secondary license"  # which the Mozilla and Eclipse licences name, with versions
 _FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another that must match, one that must not
@@ -29,7 +31,7 @@ _FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another
     ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", _MPL),
     ("GPL-2.0", rf"(?<!ordinary )gnu {_GNU} 2", "", _MPL),
     ("GPL-3.0", rf"(?<!ordinary )gnu {_GNU} 3", "", _MPL),
-    ("MPL-2.0", r"mozilla public license (?:version|v\.) ?2\.0", "", ""),
+    ("MPL-2.0", r"mozilla public license (?:version |v\. ?)?2\.0", "", ""),
     ("EPL-2.0", r"eclipse public license v(?:ersion)? 2\.0", "", ""),
     ("MIT", _MIT, "permission notice shall be included in all copies", ""),
     ("MIT-0", _MIT, "", "subject to the following conditions"),
@@ -54,7 +56,7 @@ _COMPILED = [(name, *(re.compile(part) if part else None for part in rest)) for 
 
 
 def is_license_file(name: str) -> bool:
-    """True for `LICENSE`, `COPYING.txt`, `license-mit`, …, to be called for names that are of no programming language."""
+    """True for `LICENSE`, `COPYING.txt`, `license-mit`, …; also for `license.py`, which a caller tells apart."""
     return _FILE.fullmatch(name) is not None
 
 
@@ -86,8 +88,8 @@ def without_suffix(expression: str) -> str:
 def license_of_folder(files: Iterable[tuple[str, str]]) -> str:
     """Return the licence of a folder that holds licence files, given as (name, text).
 
-    `LICENSE-MIT` beside `LICENSE-APACHE` is a choice, without another licence file or with one that says "either"; other
-    licences side by side all hold.
+    `LICENSE-MIT` beside `LICENSE-APACHE` is a choice, without another licence file or with one that says "either";
+    other licences side by side all hold.
     """
     found = [(name, license_of_text(text) or UNKNOWN, "either" in text.lower()) for name, text in sorted(files)]
     named = [license for name, license, _ in found if _NAMED.search(name)]

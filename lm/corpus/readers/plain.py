@@ -20,8 +20,8 @@ _FIRST = 100  # documents of which one must have a text
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
 
-# Fields as C4 (url, timestamp), Dolma (id, source, created, added, metadata), FineWeb (id, url, date, language) and Gutenberg
-# collections name them; the first of a kind that is there counts.
+# Fields as C4 (url, timestamp), Dolma (id, source, created, added, metadata) and FineWeb (id, url, date, language) name
+# them; the first of a kind that is there counts.
 _URL = ("url", "URL", "uri")
 _METADATA = {
     "id": ("id", "doc_id", "_id"),
@@ -59,7 +59,7 @@ def read_text(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
 def read_jsonl(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
     """Yield a record per JSON line, its text under `source.text_key`; ids are `file:line`.
 
-    The line's own id, source, date, title, licence and language, as C4, Dolma and FineWeb name them, go to the metadata.
+    The line's own id, source, date, title, licence and language, as C4, Dolma and FineWeb name them, are metadata.
 
     Args:
       path: a local file or a URL, compressed or not.

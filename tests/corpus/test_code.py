@@ -1,4 +1,4 @@
-"""Folders and archives of code become files with language and licence, and what nobody wrote is told from what somebody did."""
+"""Folders and archives of code become files with language and licence, and what nobody wrote is told from the rest."""
 
 import gzip
 import io
@@ -249,6 +249,8 @@ def test_licenses_that_are_not_asked_for_are_counted_as_a_rule(tmp_path):
     verdicts = {name: step(found) for name, found in read(tmp_path / "r")[0].items() if name.endswith((".py", ".c"))}
     assert {name for name, found in verdicts.items() if not found} == {"repo/a.py", "repo/gpl/deep/own.c"}
     assert (verdicts["repo/gpl/deep/b.c"].rule, verdicts["repo/gpl/deep/b.c"].value) == ("code/license", "GPL-2.0")
+    (step,) = find_reader("code").steps(SourceConfig(reader="code", licenses=("GPL-2.0-or-later",)))
+    assert step(read(tmp_path / "r")[0]["repo/gpl/deep/b.c"]) is None
     assert (verdicts["free/c.py"].rule, verdicts["free/c.py"].value) == ("code/license", "unknown")
 
 
@@ -257,6 +259,14 @@ def test_a_choice_of_licence_files_is_a_choice_and_several_otherwise_all_hold(tm
         tmp_path / "rust", {"LICENSE-MIT": MIT.encode(), "LICENSE-APACHE": APACHE.encode(), "a.rs": b"fn a() {}\n"}
     )
     assert read(tmp_path / "rust")[0]["a.rs"].metadata["license"] == "Apache-2.0 OR MIT"
+    either = b"This is available under either of the licenses in LICENSE.BSD and LICENSE.MIT.\n"
+    write_folder(
+        tmp_path / "py", {"LICENSE": either, "LICENSE.BSD": BSD.encode(), "LICENSE.MIT": MIT.encode(), "a.py": b""}
+    )
+    assert read(tmp_path / "py")[0]["a.py"].metadata["license"] == "BSD-2-Clause OR MIT"
+    files = {"LICENSE.txt": MIT.encode(), "LICENSE-BUNDLED": BSD.encode(), "a.py": b""}
+    write_folder(tmp_path / "bundled", files)
+    assert read(tmp_path / "bundled")[0]["a.py"].metadata["license"] == "BSD-2-Clause AND MIT"
     files = {"LICENSE": MIT.encode(), "COPYING": b"All rights reserved.\n", "license.py": b"x = 1\n"}
     write_folder(tmp_path / "both", files)
     records, _ = read(tmp_path / "both", license="MIT")
@@ -275,7 +285,8 @@ def test_a_choice_of_licence_files_is_a_choice_and_several_otherwise_all_hold(tm
         ("GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007", "GPL-3.0"),
         ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1, February 1999", "LGPL-2.1"),
         ("GNU AFFERO GENERAL PUBLIC LICENSE Version 3, 19 November 2007", "AGPL-3.0"),
-        ("Mozilla Public License Version 2.0", "MPL-2.0"),
+        ('Mozilla Public License 2.0\n"Secondary License" means GNU General Public License, Version 2.0', "MPL-2.0"),
+        ("GNU LESSER GENERAL PUBLIC LICENSE Version 2.1\nordinary GNU General Public License, version 2", "LGPL-2.1"),
         ("Boost Software License - Version 1.0 - August 17th, 2003", "BSL-1.0"),
         ("This is free and unencumbered software released into the public domain.", "Unlicense"),
         ("Creative Commons Legal Code\n\nCC0 1.0 Universal", "CC0-1.0"),
@@ -294,7 +305,7 @@ def test_licences_of_headers():
         "GPL-2.0 WITH Linux-syscall-note"
     )
     assert license_of_header("# SPDX-License-Identifier: (MIT OR Apache-2.0)\n") == "(MIT OR Apache-2.0)"
-    under = "// it under the terms of the GNU General Public License as published by\n// the Free Software Foundation; either version 2 of"
+    under = "// the GNU General Public License as published by\n// the Free Software Foundation; either version 2 of"
     assert license_of_header(under) == "GPL-2.0"
     assert license_of_header(PYTHON) is None
 

@@ -1,8 +1,8 @@
 """Readers: what turns a file of a raw corpus into records.
 
-A reader is a function `read(path, source, skip)`: `path` is one of `input_files(source)`, `skip(where, reason)` is told of
-single documents that cannot be used; damage of the file itself raises DamagedFileError after all records before it. A
-module of readers may have a function `steps(source)`: the document steps that its records pass first.
+A reader is a function `read(path, source, skip)`: `path` is one of `input_files(source)`, `skip(where, reason)` is told
+of single documents that cannot be used; damage of the file itself raises DamagedFileError after all records before it.
+A module of readers may have a function `steps(source)`: the document steps that its records pass first.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lm.corpus import config
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers.inputs import InputFile, input_files, name_of
 from lm.corpus.record import Record, Rejection
@@ -29,7 +28,6 @@ READERS = {  # name: module and function
     "jsonl": "plain:read_jsonl",
     "parquet": "plain:read_parquet",
 }
-assert READERS.keys() == config.READERS.keys()
 
 Skip = Callable[[str, str], None]
 

@@ -1,8 +1,8 @@
 """The reader `code`: folders of source code, git checkouts and archives, a record per file.
 
-Every file of a fitting size becomes a record, so that what the rules of `lm.corpus.readers.code_rules` drop is counted there.
-A file's licence is the one that its header names, else that of the nearest licence file upwards. Nothing is extracted to
-disk, and links are not followed.
+Every file of a fitting size becomes a record, so that what the rules of `lm.corpus.readers.code_rules` drop is counted
+there. A file's licence is the one that its header names, else that of the nearest licence file upwards. Nothing is
+extracted to disk, and links are not followed.
 """
 
 import codecs
@@ -81,15 +81,15 @@ def _is_license(path: str) -> bool:
 
 
 def _licenses(path: str, name: str) -> dict[str, str]:
-    """Return the licence of each folder that holds licence files, by its path; of a damaged archive as far as it goes."""
-    folders: dict[str, list[tuple[str, str | None]]] = {}
+    """Return the licence of each folder that holds licence files, by path; of a damaged archive as far as it goes."""
+    folders: dict[str, list[tuple[str, str]]] = {}
     try:
         for inside, content in _files(path, name, lambda where, reason: None, _is_license):
             folder, _, base = inside.rpartition("/")
-            folders.setdefault(folder, []).append((base, licenses.license_of_text(content.decode("utf-8", "replace"))))
+            folders.setdefault(folder, []).append((base, content.decode("utf-8", "replace")))
     except DamagedFileError:  # reading the files says it again, after what comes before
         pass
-    return {folder: licenses.of_folder(found) for folder, found in folders.items()}
+    return {folder: licenses.license_of_folder(found) for folder, found in folders.items()}
 
 
 def _nearest(path: str, found: dict[str, str]) -> str | None:
@@ -168,7 +168,10 @@ def _in_tar(path: str, name: str, skip: Skip, wanted, fits) -> Iterator[tuple[st
     count = 0
     seen: set[int] = set()
     try:
-        with open_input(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
+        with (
+            open_input(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, encoding="utf-8") as archive,
+        ):
             for member in archive:
                 archive.members = []  # it would keep all of them
                 inside = _inside(member.name)

@@ -5,10 +5,10 @@ import re
 from collections.abc import Collection
 
 from lm.corpus.config import SourceConfig
-from lm.corpus.readers.licenses import UNKNOWN, accepted
+from lm.corpus.readers.licenses import UNKNOWN, accepted, without_suffix
 from lm.corpus.record import Record, Rejection
 
-# Lines and characters as in bigcode-project/bigcode-dataset, preprocessing/README.md, `basic` (after Codex, arXiv 2107.03374).
+# The Stack's basic filter: bigcode-project/bigcode-dataset, preprocessing (after Codex, arXiv 2107.03374).
 MAX_LINE = 1000  # characters
 MAX_MEAN_LINE = 100  # characters
 MIN_ALPHANUMERIC = 0.25  # share of characters
@@ -49,7 +49,7 @@ class Code:
 
     def __init__(self, licenses: Collection[str] = ()):
         """`licenses`: SPDX names that code may be under; (): any, and none."""
-        self.licenses = frozenset(licenses)
+        self.licenses = frozenset(map(without_suffix, licenses))
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __call__(self, record: Record) -> Rejection | None:

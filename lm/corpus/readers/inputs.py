@@ -1,4 +1,4 @@
-"""The files behind a source's paths: globs and folders expanded, URLs listed or downloaded, each with a name of its own."""
+"""The files behind a source's paths: globs and folders expanded, URLs listed or downloaded, each under its own name."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class InputFile:
       path: what the reader opens: a local file, a folder (code), or a URL that fsspec knows.
       size: in bytes, as stored; of a folder, all its files.
       sha256: what it must hash to; None: not said.
-      label: what the card calls it: its path from where all of the source's paths part, or its URL.
+      label: what the card calls it: its path (or URL) from where all of the source's paths part, as `name_of` gives it.
     """
 
     path: str
@@ -49,9 +49,9 @@ class InputFile:
 def input_files(source: SourceConfig, name: str = "", progress: Progress | None = None) -> list[InputFile]:
     """Return what a source's paths stand for, in their order, each path's files sorted, none twice.
 
-    A path is a file, a folder (its files of a fitting suffix, at any depth, none hidden; to the reader `code` the folder is
-    one input, unless it holds nothing but archives), a glob of these, an http(s) URL (downloaded to the cache at its first
-    use), or a file, folder or glob at any other URL that fsspec knows (of code, the archives in a folder there).
+    A path is a file, a folder (its files of a fitting suffix, at any depth, none hidden; to the reader `code` the
+    folder is one input, unless it holds nothing but archives), a glob of these, an http(s) URL (downloaded to the cache
+    at its first use), or a file, folder or glob at any other URL that fsspec knows (of code, the archives in a folder).
 
     Args:
       source: its `paths`, `sha256` and `reader`.
@@ -70,8 +70,8 @@ def input_files(source: SourceConfig, name: str = "", progress: Progress | None 
     found = list(dict.fromkeys(path for pattern in source.paths for path in _expand(pattern, source.reader)))
     if source.sha256 and len(source.sha256) != len(found):
         raise ConfigError(
-            f'{field}.sha256 has {len(source.sha256)} entries and its paths {len(found)} files: expected one each, "" for '
-            f"a file whose checksum is not known. The files: {_some(found)}."
+            f'{field}.sha256 has {len(source.sha256)} entries and its paths {len(found)} files: expected one each, "" '
+            f"for a file whose checksum is not known. The files: {_some(found)}."
         )
     checksums = [value.lower() or None for value in source.sha256] or [None] * len(found)
     return [_input(path, sha256, source, progress) for path, sha256 in zip(found, checksums, strict=True)]
@@ -80,8 +80,8 @@ def input_files(source: SourceConfig, name: str = "", progress: Progress | None 
 def name_of(path: str, source: SourceConfig) -> str:
     """Return the name of one of a source's inputs, to start its records' ids with: the same on every machine.
 
-    It is the path from where all of the source's paths part, so no two inputs of a source share one, and no input that is
-    added below those paths changes another's.
+    It is the path from where all of the source's paths part, so no two inputs of a source share one, and no input that
+    is added below those paths changes another's.
     """
     path = next((url for url in source.paths if _is_http(url) and path == _download(url, None)[1]), path)
     parts = _parts(path)
@@ -207,7 +207,7 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def folder_files(path: str) -> Iterator[str]:
-    """Yield the files in a folder of code by path below it, in the order of their names: no links, nothing of git's own.
+    """Yield the files in a folder of code by path below it, in the order of their names: no links, nothing of git's.
 
     Raises:
       LmError: a folder cannot be read.

@@ -1,7 +1,7 @@
 """Programming languages by file name: GitHub Linguist's names, the languages that The Stack's training subset holds.
 
-Source of names and extensions: github-linguist/linguist, `languages.yml`; where an extension stands for several languages
-(`.h`, `.m`, `.pl`, `.v`), its most common one.
+Source of names and extensions: github-linguist/linguist, `languages.yml`; where an extension stands for several
+languages (`.h`, `.m`, `.pl`, `.v`), its most common one.
 """
 
 import re

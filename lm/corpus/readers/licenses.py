@@ -1,7 +1,7 @@
 """Licences of code, by their SPDX names: from `SPDX-License-Identifier` lines and from phrases of their texts.
 
-A GNU licence goes by its version alone (`GPL-2.0`): which of `-only` and `-or-later` holds is said in each file's header,
-seldom in the text of the licence. Texts: spdx.org/licenses.
+A GNU licence goes by its version alone (`GPL-2.0`): which of `-only` and `-or-later` holds is said in each file's
+header, seldom in the text of the licence. Texts: spdx.org/licenses.
 """
 
 import re
@@ -11,23 +11,27 @@ UNKNOWN = "unknown"
 HEADER_CHARACTERS = 4096  # of a file, where its own licence would stand
 
 _FILE = re.compile(r"(?:un)?licen[cs]es?(?:[-_.][\w.+-]*)?|copying(?:[-_.][\w.+-]*)?", re.IGNORECASE)
+_NAMED = re.compile(r"[-_.](?!(?:txt|md|rst)$)[^.]*", re.IGNORECASE)  # `LICENSE-MIT`, not `LICENSE.txt`
 _SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]*)")
 _EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[A-Za-z0-9][\w.+-]*\)*)*")
 
-# Phrases as `_normal` leaves them: lower case, letters, digits and dots. Each must be there, and none of those after `not`.
+# Phrases of texts in lower case, of which only letters, digits and dots are left.
 _MIT = "permission is hereby granted free of charge to any person obtaining a copy of this software and associated"
 _BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
-_ISC = r"permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is hereby granted"
+_ISC = (
+    "permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is"
+)
 _GNU = r"general public license (?:as published by the free software foundation )?(?:either )?version"
+_MPL = "secondary license"  # which the Mozilla and Eclipse licences name, with versions
 _FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another that must match, one that must not
-    ("Apache-2.0", r"apache license version 2\.0", "", ""),
-    ("AGPL-3.0", rf"gnu affero {_GNU} 3", "", ""),
-    ("LGPL-2.1", rf"gnu lesser {_GNU} 2\.1", "", ""),
-    ("LGPL-2.0", rf"gnu library {_GNU} 2", "", ""),
-    ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", ""),
-    ("GPL-2.0", rf"gnu {_GNU} 2", "", ""),
-    ("GPL-3.0", rf"gnu {_GNU} 3", "", ""),
-    ("MPL-2.0", r"mozilla public license (?:version|v\.) ?2\.0", "", ""),
+    ("Apache-2.0", r"apache license version 2\.0|apache\.org licenses terms and conditions", "", ""),
+    ("AGPL-3.0", rf"gnu affero {_GNU} 3", "", _MPL),
+    ("LGPL-2.1", rf"gnu lesser {_GNU} 2\.1", "", _MPL),
+    ("LGPL-2.0", rf"gnu library {_GNU} 2", "", _MPL),
+    ("LGPL-3.0", rf"gnu lesser {_GNU} 3", "", _MPL),
+    ("GPL-2.0", rf"(?<!ordinary )gnu {_GNU} 2", "", _MPL),
+    ("GPL-3.0", rf"(?<!ordinary )gnu {_GNU} 3", "", _MPL),
+    ("MPL-2.0", r"mozilla public license (?:version |v\. ?)?2\.0", "", ""),
     ("EPL-2.0", r"eclipse public license v(?:ersion)? 2\.0", "", ""),
     ("MIT", _MIT, "permission notice shall be included in all copies", ""),
     ("MIT-0", _MIT, "", "subject to the following conditions"),
@@ -52,7 +56,7 @@ _COMPILED = [(name, *(re.compile(part) if part else None for part in rest)) for 
 
 
 def is_license_file(name: str) -> bool:
-    """True for `LICENSE`, `COPYING.txt`, `license-mit`, …, to be called for names that are of no programming language."""
+    """True for `LICENSE`, `COPYING.txt`, `license-mit`, …; also for `license.py`, which a caller tells apart."""
     return _FILE.fullmatch(name) is not None
 
 
@@ -71,20 +75,31 @@ def license_of_header(text: str) -> str | None:
     """Return the licence that a source file names in its first lines, as an SPDX expression; None: none."""
     header = text[:HEADER_CHARACTERS]
     if (tag := _SPDX.search(header)) and (expression := _EXPRESSION.match(tag[1].strip())):
-        return re.sub(r"(GPL-\d\.\d)(?:-only|-or-later|\+)", r"\1", expression[0])
+        return without_suffix(expression[0])
     found = license_of_text(header) if re.search("[Ll]icen[cs]e|[Pp]ermission|[Rr]edistribution", header) else None
     return found if found and found.count(" AND ") < 2 else None  # of more it only speaks
 
 
-def of_folder(found: Iterable[tuple[str, str | None]]) -> str:
-    """Return the licence of a folder that holds licence files, given as (name, licence).
+def without_suffix(expression: str) -> str:
+    """Return an SPDX expression with its GNU licences by version alone: `GPL-2.0` for `GPL-2.0-or-later`."""
+    return re.sub(r"(GPL-\d\.\d)(?:-only|-or-later|\+)", r"\1", expression)
 
-    `LICENSE-MIT` beside `LICENSE-APACHE`, and no file without such an ending, is a choice; otherwise all hold.
+
+def license_of_folder(files: Iterable[tuple[str, str]]) -> str:
+    """Return the licence of a folder that holds licence files, given as (name, text).
+
+    `LICENSE-MIT` beside `LICENSE-APACHE` is a choice, without another licence file or with one that says "either";
+    other licences side by side all hold.
     """
-    files = sorted(found)
-    names = list(dict.fromkeys(license or UNKNOWN for _, license in files))
-    choice = all("-" in name for name, _ in files) and not any(" AND " in name for name in names)
-    return (" OR " if choice else " AND ").join(names)
+    found = [(name, license_of_text(text) or UNKNOWN, "either" in text.lower()) for name, text in sorted(files)]
+    named = [license for name, license, _ in found if _NAMED.search(name)]
+    choice = len(named) > 1 and all(
+        _NAMED.search(name) or (license == UNKNOWN and either) for name, license, either in found
+    )
+    names = dict.fromkeys(named if choice else [license for _, license, _ in found])
+    return (" OR " if choice else " AND ").join(
+        name if len(names) == 1 or " AND " not in name else f"({name})" for name in names
+    )
 
 
 def accepted(expression: str, licenses: Collection[str]) -> bool:

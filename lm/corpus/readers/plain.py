@@ -20,8 +20,8 @@ _FIRST = 100  # documents of which one must have a text
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
 
-# Fields as C4 (url, timestamp), Dolma (id, source, created, added, metadata), FineWeb (id, url, date, language) and Gutenberg
-# collections name them; the first of a kind that is there counts.
+# Fields as C4 (url, timestamp), Dolma (id, source, created, added, metadata) and FineWeb (id, url, date, language) name
+# them; the first of a kind that is there counts.
 _URL = ("url", "URL", "uri")
 _METADATA = {
     "id": ("id", "doc_id", "_id"),
@@ -59,7 +59,7 @@ def read_text(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
 def read_jsonl(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
     """Yield a record per JSON line, its text under `source.text_key`; ids are `file:line`.
 
-    The line's own id, source, date, title, licence and language, as C4, Dolma and FineWeb name them, go to the metadata.
+    The line's own id, source, date, title, licence and language, as C4, Dolma and FineWeb name them, are metadata.
 
     Args:
       path: a local file or a URL, compressed or not.
@@ -72,7 +72,7 @@ def read_jsonl(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
       UsageError, LmError: as `open_input`.
     """
     name = name_of(path, source)
-    check = _First(path, source.text_key)
+    check = _FirstLines(path, source.text_key)
     with open_input(path) as stream:
         for number, line in enumerate(lines(stream, MAX_LINE_BYTES), 1):
             where = f"{name}:{number}"
@@ -150,7 +150,7 @@ def _damaged(path: str, row: int, error: Exception) -> DamagedFileError:
     return DamagedFileError(f'"{path}" is damaged after row {row}: {" ".join(str(error).split())}. Get it again.')
 
 
-class _First:
+class _FirstLines:
     """Finds out from the first documents of a file that it is not what the config says."""
 
     def __init__(self, path: str, key: str):

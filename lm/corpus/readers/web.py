@@ -1,8 +1,8 @@
 """The reader `web`: pages of WARC files, their main text out of the HTML, and the texts of WET files.
 
-What a file is says each of its records (ISO 28500: `response` with a page, `conversion` with its text), not the file's name.
-Records are told apart here rather than by fastwarc's iterator, which takes a truncated record for a short one and stops at
-the first malformed one; HTTP and its encodings are fastwarc's work, HTML resiliparse's.
+Each record says what it is (ISO 28500: `response` with a page, `conversion` with its text), whatever its file is named.
+Records are told apart here rather than by fastwarc's iterator, which takes a truncated record for a short one and stops
+at the first malformed one; HTTP and its encodings are fastwarc's work, HTML resiliparse's.
 """
 
 import codecs
@@ -47,13 +47,13 @@ class _Block:
 def read(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
     """Yield a record per HTML page that was answered with 200 (WARC), or per text (WET), in the order of the file.
 
-    Its id is the WARC record's. Metadata: `date` of the crawl, `title`, and `content_language` as the page or the crawler
-    names it. Other records of a file (requests, images, errors) are no documents and are passed over.
+    Its id is the WARC record's. Metadata: `date` of the crawl, `title`, and `content_language` as the page or the
+    crawler names it. Other records of a file (requests, images, errors) are no documents and are passed over.
 
     Args:
       path: a local file or a URL, compressed as a whole or record by record.
-      source: not used.
-      skip: is told of malformed records, and of pages that are too large, are not what their headers say, or have no text.
+      source: its `license` is that of all of them.
+      skip: is told of malformed records, and of pages that are too large, not what their headers say, or without text.
 
     Raises:
       UsageError, LmError: as `open_input`.
@@ -81,6 +81,8 @@ def read(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
                 continue
             if date := block.headers.get("warc-date"):
                 metadata["date"] = date
+            if source.license:
+                metadata["license"] = source.license
             yield Record(id, text, url=url, metadata=metadata)
 
 
@@ -163,15 +165,13 @@ def _page(block: _Block) -> tuple[str, dict[str, str]] | None:
         raise _Unusable(f"its HTTP cannot be decoded: {error}") from error
     if len(content) > MAX_PAGE_BYTES:
         raise _Unusable(f"more than {MAX_PAGE_BYTES:,} bytes when decoded")
-    return html_text(_decode(content, charset), language)
+    return _main_text(_decode(content, charset), language)
 
 
-def html_text(html: str, language: str | None = None) -> tuple[str, dict[str, str]]:
-    """Return a page's main text, without navigation, forms and footers, and its `title` and `content_language`.
+def _main_text(html: str, language: str | None = None) -> tuple[str, dict[str, str]]:
+    """Return a page's text without navigation, forms and footers, and its `title` and `content_language`.
 
-    Args:
-      html: the page.
-      language: what HTTP says, where the page itself says nothing.
+    `language` is what HTTP says, for a page that says nothing.
     """
     if html.count("<") - html.count("</") > MAX_DEPTH and _depth(html) > MAX_DEPTH:
         raise _Unusable(f"elements nested more than {MAX_DEPTH:,} deep")

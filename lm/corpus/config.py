@@ -34,7 +34,7 @@ class SourceConfig:
     filters: tuple[str, ...] = option(())  # names in lm.corpus.filters.FILTERS, in the order in which they are asked
     min_quality: float | None = option(None, ge=0, le=1)  # classifier's probability of "good" to keep; None: keep all
     sample_by_quality: bool = option(False)  # keep with that probability instead of a threshold
-    max_perplexity: float | None = option(None, gt=1)  # per byte-normalized token of `perplexity.checkpoint`; None: any
+    max_bits_per_byte: float | None = option(None, gt=0)  # under the model of `perplexity_checkpoint`; None: any
     paragraphs: bool = option(True)  # drop paragraphs that stand elsewhere too
     max_epochs: float | None = option(None, gt=0)  # times that a run may see it; None: any number
 
@@ -82,7 +82,7 @@ class CorpusConfig:
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
-    perplexity_checkpoint: str | None = option(None)  # one of ours, that scores documents; None: no perplexity
+    perplexity_checkpoint: str | None = option(None)  # a run of ours, whose model scores documents; None: no perplexity
     weighting: str = option("proportional", choices=("proportional", "temperature", "fixed"))  # of domains
     temperature: float = option(1.0, gt=0)  # weights are proportional to tokens^(1/temperature)
     weights: tuple[tuple[str, float], ...] = option((), ge=0)  # (domain, weight), where weighting is fixed

@@ -69,5 +69,12 @@ def test_replacements_are_counted_and_not_replaced_again():
 
 
 def test_long_runs_take_linear_time():
-    for text in ("a." * 200_000, "a" * 200_000 + "@", "1.1." * 100_000, "+1 " * 100_000, "1 " * 200_000, "@a." * 100_000):
+    for text in (
+        "a." * 200_000,
+        "a" * 200_000 + "@",
+        "1.1." * 100_000,
+        "+1 " * 100_000,
+        "1 " * 200_000,
+        "@a." * 100_000,
+    ):
         assert not re.search("example", replaced(text))

@@ -72,7 +72,7 @@ class Pii:
             text = self._each(_IPV4_ADDRESS, text, _is_public_ipv4, _IPV4, "IPv4 addresses")
         if ":" in text:
             text = self._each(_IPV6_ADDRESS, text, _is_public_ipv6, _IPV6, "IPv6 addresses")
-        record.text = self._phones(text) if _LIKE_PHONE.search(text) else text
+        record.text = self._phones(text)
 
     def _each(self, pattern: re.Pattern, text: str, accept, placeholders: tuple[str, ...], name: str) -> str:
         seen: dict[str, str] = {}
@@ -101,6 +101,7 @@ class Pii:
         return "".join([*parts, text[done:]]) if parts else text
 
     def _phones(self, text: str) -> str:
+        """Replace numbers in the lines that have one: the two patterns are slow."""
         seen: dict[str, str] = {}
 
         def replacement(match: re.Match) -> str:
@@ -110,7 +111,16 @@ class Pii:
             self.counts["phone numbers"] += 1
             return match[0][: -len(number)] + _placeholder(re.sub(r"\D", "", number), _PHONES, seen)
 
-        return _ANNOUNCED.sub(replacement, _PHONE.sub(replacement, text))
+        parts, done = [], 0
+        for match in _LIKE_PHONE.finditer(text):
+            if match.start() < done:
+                continue
+            start, stop = text.rfind("\n", done, match.start()) + 1 or done, text.find("\n", match.end())
+            stop = len(text) if stop < 0 else stop
+            line = _ANNOUNCED.sub(replacement, _PHONE.sub(replacement, text[start:stop]))
+            parts += [text[done:start], line]
+            done = stop
+        return "".join([*parts, text[done:]]) if parts else text
 
 
 def _placeholder(value: str, placeholders: tuple[str, ...], seen: dict[str, str]) -> str:

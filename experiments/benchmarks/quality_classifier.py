@@ -35,7 +35,7 @@ _PEER = """
 import fasttext, json, sys, time
 train, test = sys.argv[1:]
 start = time.process_time()
-model = fasttext.train_supervised(train, wordNgrams=2, bucket=2**18, epoch=10, lr=0.5, thread=1, seed=1, verbose=0)
+model = fasttext.train_supervised(train, wordNgrams=2, bucket=2**18, epoch=25, lr=0.1, thread=1, seed=1, verbose=0)
 trained = time.process_time()
 scores = []
 for line in open(test):

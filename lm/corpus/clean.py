@@ -18,10 +18,16 @@ from lm.corpus.record import Record, Rejection
 KINDS = ("prose", "web", "code")
 
 # UTF-8 that was read as Windows-1252 or Latin-1 has a first byte (Â to ô) before a continuation byte (0x80 to 0xBF,
-# which Windows-1252 shows as these signs); as Windows-1251, Mac Roman and code page 437, punctuation becomes вЂ, ‚Ä and
-# ΓÇ. Control characters of 0x80 to 0x9F are Windows-1252 read as Latin-1. It need not be right: ftfy decides.
+# which Windows-1252 shows as these signs). Windows-1250 and 1251, Mac Roman and code page 437 show the same bytes as
+# other signs, of which these are the common pairs. Control characters of 0x80 to 0x9F are Windows-1252 read as Latin-1.
+# A match need not be right: ftfy decides.
 _CONTINUATION = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
-_MOJIBAKE = re.compile(f"[\x80-\x9f]|[\xc2-\xf4][{_CONTINUATION}]|вЂ|‚Ä|ΓÇ")
+_MOJIBAKE = re.compile(
+    f"[\x80-\x9f]|[\xc2-\xf4][{_CONTINUATION}]"
+    f"|[ĂĹŘ][^\x00-\x7f]|в[‚Ђ]|[ГД][{_CONTINUATION}]|‚[Äà]|√[^\x00-\x7f\\s]|¬[†-•£©®±]|[├┬╬╧╨╪][^\x00-\x7f]|Γ[Çêåòí]"
+)
+# The first characters of these, which the regex engine finds five times as fast as the pairs.
+_SUSPICIOUS = re.compile("[\x80-\x9f\xc2-\xf4ĂĹŘвГД‚√¬├┬╬╧╨╪Γ]")
 _C1 = re.compile("[\x80-\x9f]")
 
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -108,7 +114,7 @@ class Clean:
 
     def _repair(self, text: str) -> str:
         """Give ftfy the lines that look broken, and no others: it is slow, and a line has one encoding."""
-        found = _MOJIBAKE.search(text)
+        found = _SUSPICIOUS.search(text) and _MOJIBAKE.search(text)
         if not found:
             return text
         ftfy = require("ftfy")

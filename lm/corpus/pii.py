@@ -38,13 +38,20 @@ _IPV6_ADDRESS = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:)
 
 _NORTH_AMERICAN = r"(?:\+?1[-. ]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-.]\d{4}"
 _INTERNATIONAL = r"\+[1-9]\d{0,2}(?:[ .\-/]?\(?\d{1,5}\)?){2,7}"
-_PHONE = re.compile(rf"(?<![\w.+\-/(=&?%$€£])(?:{_INTERNATIONAL}|{_NORTH_AMERICAN})(?![\w%=]|[-.]\d|\) ?\d)")
+_AREA_CODE = r"\(0\d{1,4}\) ?\d{3,4}[ \-]?\d{3,5}"
+_PHONE = re.compile(
+    rf"(?<![\w.+\-/=&?%$€£])(?:{_INTERNATIONAL}|{_NORTH_AMERICAN}|{_AREA_CODE})(?![\w%=]|[-.]\d|\) ?\d)"
+)
 # A number of any form right after a word that announces one.
 _ANNOUNCED = re.compile(
     r"(?<![\w./])(?:tele(?:phone|fax)|tel|phone|ph|fax|mobile|cell(?:phone)?|whatsapp|hotline|call(?: (?:us|me|him|her|them|now))?"
     r"(?: (?:at|on))?)(?: ?(?:no|number|nr))?[.:#]{0,2} {0,2}"
     r"(?P<number>\+?\(?\d{1,5}\)?(?:[ .\-/]{1,2}\(?\d{2,5}\)?){1,5})(?![\w%]|[-.,:/]\d|\) ?\d)",
     re.IGNORECASE,
+)
+# National numbers of other countries begin with 0; a word before one that is this long makes it sure enough.
+_NATIONAL = re.compile(
+    r"\b(?:on|or|at|text|number)[:\-]? (?P<number>0\d{2,4} ?\d{3,4} ?\d{3,4})(?![\w%]|[-.,:/]\d)", re.IGNORECASE
 )
 _BOOK_NUMBER_BEFORE = re.compile(r"\b(?:ISBN|ISSN|DOI|SKU|EAN|UPC)(?:-1[03])?[\s:.#]*$", re.IGNORECASE)
 _DATE = re.compile(
@@ -72,7 +79,7 @@ class Pii:
             text = self._each(_IPV4_ADDRESS, text, _is_public_ipv4, _IPV4, "IPv4 addresses")
         if ":" in text:
             text = self._each(_IPV6_ADDRESS, text, _is_public_ipv6, _IPV6, "IPv6 addresses")
-        record.text = self._phones(text) if _LIKE_PHONE.search(text) else text
+        record.text = self._phones(text)
 
     def _each(self, pattern: re.Pattern, text: str, accept, placeholders: tuple[str, ...], name: str) -> str:
         seen: dict[str, str] = {}
@@ -101,6 +108,7 @@ class Pii:
         return "".join([*parts, text[done:]]) if parts else text
 
     def _phones(self, text: str) -> str:
+        """Replace numbers in the lines that have one: the patterns are slow."""
         seen: dict[str, str] = {}
 
         def replacement(match: re.Match) -> str:
@@ -110,7 +118,18 @@ class Pii:
             self.counts["phone numbers"] += 1
             return match[0][: -len(number)] + _placeholder(re.sub(r"\D", "", number), _PHONES, seen)
 
-        return _ANNOUNCED.sub(replacement, _PHONE.sub(replacement, text))
+        parts, done = [], 0
+        for match in _LIKE_PHONE.finditer(text):
+            if match.start() < done:
+                continue
+            start, stop = text.rfind("\n", done, match.start()) + 1 or done, text.find("\n", match.end())
+            stop = len(text) if stop < 0 else stop
+            line = text[start:stop]
+            for pattern in (_PHONE, _ANNOUNCED, _NATIONAL):
+                line = pattern.sub(replacement, line)
+            parts += [text[done:start], line]
+            done = stop
+        return "".join([*parts, text[done:]]) if parts else text
 
 
 def _placeholder(value: str, placeholders: tuple[str, ...], seen: dict[str, str]) -> str:
@@ -145,4 +164,4 @@ def _is_phone(match: re.Match, number: str) -> bool:
         return False
     if number.startswith("+"):  # E.164: at most 15 digits
         return (8 if re.search(r"\D", number[1:]) else 10) <= len(digits) <= 15
-    return 7 <= len(digits) <= 15 and not _DATE.fullmatch(number)
+    return (10 if match.re is _NATIONAL else 7) <= len(digits) <= 15 and not _DATE.fullmatch(number)

@@ -13,9 +13,11 @@ RESULTS
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +40,7 @@ from lm.corpus.record import SUFFIX, Record, write_records
 OURS = (20, 6)  # bands, rows
 SHAPES = ((14, 8), (16, 6), OURS, (20, 5))  # the first is FineWeb's
 EDITIONS = ("sherlock.1661.txt", "sherlock.old-advsh12.txt")
+BOOKS = (*EDITIONS, "pride_and_prejudice.txt", "war_and_peace.2600-0.txt")
 SYNTHETIC_WORDS = 500  # shingles of a synthetic document
 
 DATATROVE = """
@@ -52,6 +55,16 @@ for text in texts:
     if found.size:
         step.get_signature(found)
 print(json.dumps([time.process_time() - start, time.process_time()]))
+"""
+DATATROVE_STAGE = """
+import json, sys, time
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+from datatrove.pipeline.readers import JsonlReader
+folder = sys.argv[1]
+steps = [JsonlReader(folder + "/in"), MinhashDedupSignature(folder + "/signatures", MinhashConfig())]
+LocalPipelineExecutor(steps, tasks=1, logging_dir=folder + "/logs").run()
+print(json.dumps([time.process_time()]))
 """
 DATASKETCH = """
 import json, sys, time
@@ -205,41 +218,61 @@ def ours(path: str, bands: int, rows: int) -> None:
     print(json.dumps([times[0], time.process_time() - times[1], times[1]]))
 
 
+def our_stage(folder: str) -> None:
+    options = {"bands": 20, "rows": 6, "words": 5, "seed": 1}
+    arguments = {"part": f"{folder}/part", "index": 0, "partitions": 4, "documents": True, "near": options}
+    near.signatures(arguments | {"paragraphs": None}, f"{folder}/ours", lambda done: None)
+    print(json.dumps([time.process_time()]))
+
+
 def speed(data: str, datatrove: str | None, datasketch: str | None, rounds: int) -> None:
     texts = read_web(data)
-    for name in (*EDITIONS, "pride_and_prejudice.txt"):
+    for name in BOOKS:
         texts += blocks(os.path.join(data, "books", name))
     size = sum(len(text.encode()) for text in texts)
-    print(f"\nsignatures of {len(texts)} texts, {size / 1e6:.2f} MB: CPU seconds (MB/s), the best of {rounds} rounds")
-    module = ["-m", "experiments.benchmarks.near_duplicates"]
-    sides = {
-        "ours, 20 x 6": ([sys.executable, *module, "--ours", "20", "6"], texts),
-        "ours, 14 x 8": ([sys.executable, *module, "--ours", "14", "8"], texts),
-        "rensa, 112": ([sys.executable, "-c", RENSA], [normalize(text) for text in texts]),
-    }
-    if datasketch:
-        sides["datasketch, 112"] = ([datasketch, "-c", DATASKETCH], [normalize(text) for text in texts])
-    if datatrove:
-        sides["datatrove, 14 x 8"] = ([datatrove, "-c", DATATROVE], texts)
-    answers: dict[str, list] = {name: [] for name in sides}
+    print(f"\n{len(texts)} texts, {size / 1e6:.2f} MB, in CPU seconds (MB/s), the best of {rounds} rounds")
+    module = [sys.executable, "-m", "experiments.benchmarks.near_duplicates"]
     with tempfile.TemporaryDirectory() as folder:
+        plain, normalized = f"{folder}/plain.json", f"{folder}/normalized.json"
+        for path, some in ((plain, texts), (normalized, [normalize(text) for text in texts])):
+            with open(path, "w") as file:
+                json.dump(some, file)
+        records = [Record(str(number), text) for number, text in enumerate(texts)]
+        write_records(f"{folder}/part{SUFFIX}", records)
+        os.mkdir(f"{folder}/in")
+        with open(f"{folder}/in/part.jsonl", "w") as file:
+            file.writelines(json.dumps({"id": record.id, "text": record.text}) + "\n" for record in records)
+        sides = {
+            "ours, 20 x 6": [*module, "--ours", "20", "6", plain],
+            "ours, 14 x 8": [*module, "--ours", "14", "8", plain],
+            "rensa, 112": [sys.executable, "-c", RENSA, normalized],
+            "datasketch, 112": [datasketch, "-c", DATASKETCH, normalized],
+            "datatrove, 14 x 8": [datatrove, "-c", DATATROVE, plain],
+            "ours, the stage": [*module, "--our-stage", folder],
+            "datatrove, the stage": [datatrove, "-c", DATATROVE_STAGE, folder],
+        }
+        sides = {name: command for name, command in sides.items() if command[0]}
+        answers: dict[str, list] = {name: [] for name in sides}
         for _ in range(rounds):
-            for name, (command, some) in sides.items():
-                path = os.path.join(folder, "texts.json")
-                with open(path, "w") as file:
-                    json.dump(some, file)
-                out = subprocess.run([*command, path], check=True, stdout=subprocess.PIPE, text=True).stdout
-                answers[name].append(json.loads(out.splitlines()[-1]))
-    best = {name: np.min(some, axis=0) for name, some in answers.items()}
-    slow = best.get("datatrove, 14 x 8")
-    for name, (seconds, with_start, *known) in best.items():
-        line = f"{name:18} {seconds:7.2f} ({size / 1e6 / seconds:5.2f}), with start and reading {with_start:6.2f}"
-        if known:
-            line += f", all words known {known[0]:.2f} ({size / 1e6 / known[0]:.1f})"
-        if slow is not None:
-            line += f"; {slow[0] / seconds:.1f}x datatrove, with start {slow[1] / with_start:.1f}x"
-            line += f", all words known {slow[0] / known[0]:.1f}x" if known else ""
-        print(line)
+            for name, command in sides.items():
+                shutil.rmtree(f"{folder}/logs", ignore_errors=True)  # datatrove does nothing twice
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                answers[name].append(json.loads(out.stdout.splitlines()[-1]))
+    best = {name: np.min(some, axis=0).tolist() for name, some in answers.items()}
+    columns = ("signatures", "with start, reading", "all words known")
+    print(f"{'':22}", *(f"{column:>22}" for column in columns))
+    for name, seconds in best.items():
+        cells = [f"{some:.2f} ({size / 1e6 / some:.1f})" for some in seconds]
+        if "stage" in name:
+            cells = ["", *cells]
+        print(f"{name:22}", *(f"{cell:>22}" for cell in cells))
+    if datatrove:
+        mine, other = best["ours, 20 x 6"], best["datatrove, 14 x 8"]
+        print(f"signatures: {other[0] / mine[0]:.1f}x datatrove, all words known {other[0] / mine[2]:.1f}x", end="")
+        print(f", start and reading included {other[1] / mine[1]:.1f}x", end="")
+        print(
+            f"; the stage, from records to files: {best['datatrove, the stage'][0] / best['ours, the stage'][0]:.1f}x"
+        )
 
 
 def memory(documents: int) -> None:
@@ -290,7 +323,12 @@ def memory(documents: int) -> None:
 
 
 def measured(function, arguments: dict, out: str) -> tuple[dict, int]:
-    """Return a task's stats, and the bytes that it held at its peak beside what was held before (Linux)."""
+    """Return a task's stats, and the bytes that it held at its peak beside what its process held before (Linux)."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (function, arguments, out))
+
+
+def _measured(function, arguments: dict, out: str) -> tuple[dict, int]:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here
     before = _status("VmRSS")
@@ -311,10 +349,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, help="measure memory over so many synthetic documents instead")
     parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--our-stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
         bands, rows, path = arguments.ours
         return ours(path, int(bands), int(rows))
+    if arguments.our_stage:
+        return our_stage(arguments.our_stage)
     if arguments.memory:
         return memory(arguments.memory)
     print("probability of a pair to become a candidate, by Jaccard similarity")

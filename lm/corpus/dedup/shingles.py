@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
@@ -66,28 +67,16 @@ class _Tokens(dict):
 
     def __init__(self):
         self._xxh3 = require("xxhash").xxh3_64_intdigest
-        self._end = 0
-        self.hashes = np.empty(2**16, np.uint64)
-        self.first, self.words, self.characters = (np.empty(2**16, np.int64) for _ in range(3))
+        self.hashes, self.first, self.words, self.characters = array("Q"), array("q"), array("q"), array("q")
 
     def __missing__(self, token: str) -> int:
         words = [token.lower().encode()] if token.isascii() and token.isalpha() else split_words(token)
-        number = len(self)
-        if number == len(self.first):
-            self.first, self.words, self.characters = map(_doubled, (self.first, self.words, self.characters))
-        self.first[number], self.words[number] = self._end, len(words)
-        self.characters[number] = len(b" ".join(words).decode("utf-8", "surrogatepass"))
-        for word in words:
-            if self._end == len(self.hashes):
-                self.hashes = _doubled(self.hashes)
-            self.hashes[self._end] = self._xxh3(word)
-            self._end += 1
-        self[token] = number
+        self.first.append(len(self.hashes))
+        self.words.append(len(words))
+        self.characters.append(len(b" ".join(words).decode("utf-8", "surrogatepass")))
+        self.hashes.extend(map(self._xxh3, words))
+        self[token] = number = len(self)
         return number
-
-
-def _doubled(array: np.ndarray) -> np.ndarray:
-    return np.concatenate((array, array))
 
 
 _characters, _tokens = _Characters(), None
@@ -120,14 +109,16 @@ def find_words(texts: Sequence[str]) -> Words:
     pieces = [text.split() for text in texts]
     sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
     numbers = np.fromiter(map(_tokens.__getitem__, chain.from_iterable(pieces)), np.int64, sizes.sum())
-    counts, characters = _tokens.words[numbers], _tokens.characters[numbers]
+    first, counts, characters = (
+        np.frombuffer(column, np.int64)[numbers] for column in (_tokens.first, _tokens.words, _tokens.characters)
+    )
     ends = np.cumsum(counts)
-    begin = np.repeat(_tokens.first[numbers] - ends + counts, counts)
+    begin = np.repeat(first - ends + counts, counts)
     begin += np.arange(len(begin))
     bounds = np.append(0, np.cumsum(sizes))  # of texts, in tokens
     spaced = np.append(0, np.cumsum(characters + (characters > 0)))  # each token's words with a space after them
     lengths = np.maximum(np.diff(spaced[bounds]) - 1, 0)
-    return Words(_tokens.hashes[begin], np.append(0, ends)[bounds], lengths)
+    return Words(np.frombuffer(_tokens.hashes, np.uint64)[begin], np.append(0, ends)[bounds], lengths)
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -130,6 +130,8 @@ def test_a_run_ends_with_exactly_what_the_caps_allow():
     )
     assert staged.counts(200)["small"] == 100  # earlier stages come first
     assert staged.counts(9_999)["small"] == 150
+    weights = [(0, {"large": 1.0}), (5, {"small": 1.0}), (5, {"large": 1.0, "small": 1.0}), (12_000, {"small": 1.0})]
+    assert planned(weights, rows, {"small": 1.5}, 9_999, 0).counts(9_999)["small"] == 150  # two stages have no rows
 
 
 @pytest.mark.parametrize("mixture", [CONSTANT, SCHEDULE])

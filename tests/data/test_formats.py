@@ -161,8 +161,16 @@ def test_an_index_that_does_not_fit_its_file_is_refused(dataset, tmp_path):
             import_tokens({"train": given}, name, dataset.tokenizer, str(tmp_path / "out"))
 
 
+def test_an_index_whose_ends_go_back_is_refused(dataset, tmp_path):
+    np.arange(6, dtype="<u2").tofile(tmp_path / "x.ds")
+    np.array([5, 3, 6], "<u8").tofile(tmp_path / "x.ds.index")
+    with pytest.raises(DamagedFileError, match="does not fit"):
+        import_tokens({"train": str(tmp_path / "x.ds")}, "datatrove", dataset.tokenizer, str(tmp_path / "out"))
+
+
 def test_a_missing_separator_is_noticed_before_memory_is_full(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "_LONGEST", 1000)
+    monkeypatch.setattr(stream, "_PIECE", 100)
     np.full(5000, 7, "<u2").tofile(tmp_path / "x.bin")
     with pytest.raises(UsageError, match="no separator"):
         import_tokens({"train": str(tmp_path / "x.bin")}, "nanogpt", dataset.tokenizer, str(tmp_path / "out"))

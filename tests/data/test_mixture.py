@@ -157,7 +157,9 @@ def test_each_domain_reads_all_its_rows_in_every_epoch_in_orders_of_its_own(doma
         own = read[domains[read] == domain]
         rows = int((domains == domain).sum())
         first, second = own[:rows], own[rows : 2 * rows]
-        assert sorted(first) == np.flatnonzero(domains == domain).tolist()
+        here = np.flatnonzero(domains == domain)
+        assert sorted(first) == here.tolist()
+        np.testing.assert_array_equal(first, here[permute(np.arange(rows), rows, round_keys(0, "domain", domain, 0))])
         assert sorted(first) == sorted(second)[: len(first)] or len(second) < rows
         assert (first[: len(second)] != second[: len(first)]).any()
         assert loader.domain_epochs(3000 // B)[domain] == pytest.approx(len(own) / rows)

@@ -90,6 +90,7 @@ class Loader:
         self.rows_per_epoch = int(self._first_rows[-1])
         self.tokens_per_epoch = sum(plan.num_tokens for plan in self._plans)
         self.padding = 1 - self.tokens_per_epoch / (self.rows_per_epoch * sequence_length)
+        self._domains: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # its shards; its rows before each, and all
         self.mixture = self._plan_mixture(mixture, dict(max_epochs), num_steps)
 
     @staticmethod
@@ -122,9 +123,11 @@ class Loader:
                 "from sources with domains."
             )
         rows = dict.fromkeys(domains, 0)
-        for domain, plan in zip(domains, self._plans, strict=True):
-            rows[domain] += plan.num_rows
-        self._own_shards = {domain: np.flatnonzero(np.array(domains, object) == domain) for domain in rows}
+        sizes = np.array([plan.num_rows for plan in self._plans])
+        for domain in rows:
+            own = np.flatnonzero(np.array(domains, object) == domain)
+            self._domains[domain] = own, np.cumsum([0, *sizes[own]])
+            rows[domain] = int(sizes[own].sum())
 
         def of_manifest(name: str) -> dict[str, float]:  # which may speak of domains that this split lacks
             return {domain: value for domain, value in default.get(name, {}).items() if domain in rows}
@@ -151,11 +154,7 @@ class Loader:
         if self.mixture is None:
             return {}
         counts = self.mixture.counts(self.rows_consumed(step))
-        return {domain: count / self._domain_rows(domain)[-1] for domain, count in counts.items()}
-
-    def _domain_rows(self, domain: str) -> np.ndarray:
-        """Return the domain's rows before each of its shards, and all of them: int64 [its shards + 1]."""
-        return np.cumsum([0, *(self._plans[number].num_rows for number in self._own_shards[domain])])
+        return {domain: count / int(self._domains[domain][1][-1]) for domain, count in counts.items()}
 
     @property
     def manifest_hash(self) -> str:
@@ -233,10 +232,10 @@ class Loader:
         indices = np.empty_like(numbers)
         for number in np.unique(domain_of).tolist():
             here, domain = domain_of == number, self.mixture.domains[number]
-            firsts = self._domain_rows(domain)
+            shards, firsts = self._domains[domain]
             own = self._shuffled(place_of[here], int(firsts[-1]), self.seed, "domain", domain)
             shard = np.searchsorted(firsts, own, side="right") - 1
-            indices[here] = self._first_rows[self._own_shards[domain][shard]] + own - firsts[shard]
+            indices[here] = self._first_rows[shards[shard]] + own - firsts[shard]
         return indices
 
     @staticmethod

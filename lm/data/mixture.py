@@ -122,9 +122,9 @@ def planned(
     limits = {domain: int(_exact(epochs) * rows[domain]) for domain, epochs in max_epochs.items()}
     capped: list[tuple[int, Mapping[str, Weight]]] = []
     for number, (first, wanted) in enumerate(weights):
-        if first >= total_rows:
-            break
         end = min(weights[number + 1][0], total_rows) if number + 1 < len(weights) else total_rows
+        if end <= first:  # no row begins in it
+            continue
         had = Mixture(capped, seed).counts(first) if capped else {}
         left = {domain: limit - had.get(domain, 0) for domain, limit in limits.items()}
         capped.append((first, cap_rows(wanted, left, end - first)))

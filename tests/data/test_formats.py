@@ -13,6 +13,7 @@ from lm.data.dataset import open_data
 from lm.data.formats import FORMATS, stream
 from lm.data.formats.convert import export_tokens, import_tokens
 from lm.errors import DamagedFileError, LmError, UsageError
+from lm.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer
 
 NAMES = {"nanogpt": "x.bin", "llmc": "x.bin", "megatron": "x", "datatrove": "x.ds"}
 
@@ -161,8 +162,16 @@ def test_an_index_that_does_not_fit_its_file_is_refused(dataset, tmp_path):
             import_tokens({"train": given}, name, dataset.tokenizer, str(tmp_path / "out"))
 
 
+def test_an_index_whose_ends_go_back_is_refused(dataset, tmp_path):
+    np.arange(6, dtype="<u2").tofile(tmp_path / "x.ds")
+    np.array([5, 3, 6], "<u8").tofile(tmp_path / "x.ds.index")
+    with pytest.raises(DamagedFileError, match="does not fit"):
+        import_tokens({"train": str(tmp_path / "x.ds")}, "datatrove", dataset.tokenizer, str(tmp_path / "out"))
+
+
 def test_a_missing_separator_is_noticed_before_memory_is_full(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "_LONGEST", 1000)
+    monkeypatch.setattr(stream, "_PIECE", 100)
     np.full(5000, 7, "<u2").tofile(tmp_path / "x.bin")
     with pytest.raises(UsageError, match="no separator"):
         import_tokens({"train": str(tmp_path / "x.bin")}, "nanogpt", dataset.tokenizer, str(tmp_path / "out"))
@@ -209,3 +218,24 @@ def test_the_commands_import_and_export(folder, tmp_path, capsys):
         run("export", folder, "--format", "megatronn", "--out", tmp_path / "x")
     with pytest.raises(UsageError, match="no files at"):
         run("import", "--from", tmp_path / "none", *given[2:], "--tokenizer", tokenizer, "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_large_vocabulary_has_32_bits_or_is_refused(tmp_path, name):
+    ranks = {bytes([value]): value for value in range(256)}
+    ranks |= {bytes([high, low]): 256 + 256 * high + low for high in range(256) for low in range(256)}
+    tokenizer = Tokenizer("large", PATTERNS["gpt4"], ranks, {END_OF_TEXT: len(ranks)})
+    np.array([[len(ranks)], [5], [65_600]], "<i4").tofile(tmp_path / "x.bin")
+    with open(tmp_path / "x.idx", "wb") as file:
+        file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 4, 1, 2) + struct.pack("<iqqq", 3, 0, 0, 1))
+    import_tokens({"train": str(tmp_path / "x")}, "megatron", tokenizer, str(tmp_path / "data"))
+    dataset = open_data(str(tmp_path / "data"))
+    assert documents_of(dataset) == [[5, 65_600]]
+    out = str(tmp_path / f"out-{NAMES[name]}")
+    if name == "nanogpt":
+        with pytest.raises(UsageError, match="16 bits"):
+            export_tokens(dataset, "train", name, out)
+        return
+    export_tokens(dataset, "train", name, out)
+    import_tokens({"train": out}, name, tokenizer, str(tmp_path / "back"))
+    assert documents_of(open_data(str(tmp_path / "back"))) == [[5, 65_600]]

@@ -94,6 +94,7 @@ def test_sidecars_say_where_documents_come_from_and_are_no_part_of_the_identity(
     entries = write(str(tmp_path), tokenizer)
     (shard,) = [e for e in entries["train"] if e["file"] == "wiki-0-train-00000.bin"]
     origins = read_origins(str(tmp_path / "wiki-0-train-00000.docs"), set(range(shard["documents"])))
+    assert (tmp_path / "wiki-0-train-00000.docs").read_bytes()[4:8] == bytes(4)  # no time: the same bytes each time
     known = {document.id for document in documents_of("wiki-0")}
     assert len(origins) == shard["documents"] and {origin["id"] for origin in origins.values()} <= known
     assert origins[0]["source"] == "source" and origins[0]["url"].startswith("http://x/") and origins[0]["start"] == 7

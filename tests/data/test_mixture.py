@@ -130,6 +130,8 @@ def test_a_run_ends_with_exactly_what_the_caps_allow():
     )
     assert staged.counts(200)["small"] == 100  # earlier stages come first
     assert staged.counts(9_999)["small"] == 150
+    weights = [(0, {"large": 1.0}), (5, {"small": 1.0}), (5, {"large": 1.0, "small": 1.0}), (12_000, {"small": 1.0})]
+    assert planned(weights, rows, {"small": 1.5}, 9_999, 0).counts(9_999)["small"] == 150  # two stages have no rows
 
 
 @pytest.mark.parametrize("mixture", [CONSTANT, SCHEDULE])
@@ -155,7 +157,9 @@ def test_each_domain_reads_all_its_rows_in_every_epoch_in_orders_of_its_own(doma
         own = read[domains[read] == domain]
         rows = int((domains == domain).sum())
         first, second = own[:rows], own[rows : 2 * rows]
-        assert sorted(first) == np.flatnonzero(domains == domain).tolist()
+        here = np.flatnonzero(domains == domain)
+        assert sorted(first) == here.tolist()
+        np.testing.assert_array_equal(first, here[permute(np.arange(rows), rows, round_keys(0, "domain", domain, 0))])
         assert sorted(first) == sorted(second)[: len(first)] or len(second) < rows
         assert (first[: len(second)] != second[: len(first)]).any()
         assert loader.domain_epochs(3000 // B)[domain] == pytest.approx(len(own) / rows)

@@ -76,6 +76,9 @@ def _split_warc(path: str, train: str, held: str) -> None:
             size = len(left) - len(member.unused_data)
             (other if address and is_held_out(address[1].decode()) else one).write(left[:size])
             left = member.unused_data
+    for target in (train, held):
+        if not os.path.getsize(target):
+            os.remove(target)
 
 
 def _split_archive(path: str, train: str, held: str) -> None:

@@ -17,6 +17,7 @@ rounds' ratios. What loads at first use is loaded before the clock starts, excep
 - chain: filters, near duplicates and GPT-2 tokens of c4-1000 in one worker, from the file to shards: `lm data build`
   against datatrove's executor. The whole process tree, starts and imports and all files between stages counted.
 
+Counts, ours and the peer's, are documents that are left, for `tokenize` and `chain` tokens with one end-of-text each.
 Prints Markdown, then one JSON object.
 MEASURED
 """
@@ -130,14 +131,19 @@ def chain_of_ours(documents: str, root: str) -> dict[str, float]:
             os.path.join(folder, "out"),
         ]
         cache = {"TIKTOKEN_CACHE_DIR": os.path.join(root, "tiktoken_cache"), "LM_CACHE": os.path.join(folder, "cache")}
-        return timed([*command, "--workers", "1"], **cache)
+        result = timed([*command, "--workers", "1"], **cache)
+        with open(os.path.join(folder, "out", "card.json")) as file:
+            tokens = sum(split["tokens"] for split in json.load(file)["splits"].values())
+        return {**result, "count": tokens}
 
 
 def chain_of_datatrove(documents: str, python: str, inputs: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.link(inputs["tokenizer"], os.path.join(folder, "tokenizer.json"))
         environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": ""}
-        return timed([python, SIDES, "datatrove-chain", documents, folder], **environment)
+        result = timed([python, SIDES, "datatrove-chain", documents, folder], **environment)
+        tokens = sum(os.path.getsize(path) for path in glob.glob(os.path.join(folder, "tokens", "*.ds"))) // 2
+        return {**result, "count": tokens}
 
 
 def wikiextractor(python: str, inputs: dict[str, Any]) -> dict[str, float]:

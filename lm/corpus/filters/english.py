@@ -3,8 +3,9 @@
 The rules are those of https://spacy.io/usage/linguistic-features#how-tokenizer-works, of spaCy 3.8's English defaults.
 A chunk without white space loses prefixes and suffixes one at a time, unless what is left is a special case or a URL,
 and is then cut at infixes; special cases that affixes took apart are joined again at the end. Scripts other than
-Latin, Greek and Cyrillic follow Unicode's categories where spaCy has lists, and units of length and mass are Latin.
-A text repeats its chunks, so each is split once: what a text costs is a look-up per chunk.
+Latin, Greek and Cyrillic follow Unicode's categories where spaCy has lists, units are Latin, emoticons ASCII, and a
+special case is never looked for across white space. A text repeats its chunks, so each is split once: what a text costs
+is a look-up per chunk.
 """
 
 import functools
@@ -183,7 +184,7 @@ class EnglishWords:
         if end <= start:
             return 0
         if chunk[end - 1] != ".":
-            found = self._suffix(chunk[max(start, end - 8) : end])
+            found = self._suffix(chunk[max(start, end - 8) : end])  # no suffix is longer
             return found.end() - found.start() if found else 0
         stops = 1
         while end - stops > start and chunk[end - stops - 1] == ".":

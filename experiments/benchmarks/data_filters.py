@@ -107,11 +107,13 @@ def compare(mine: dict, peer: dict) -> dict:
     return {"decisions": decisions, "words": words, "same_texts": texts}
 
 
-def run(python: str, side: str, folder: str) -> dict:
+def run(python: str, side: str, folder: str, sets: dict[str, list[str]]) -> dict:
     """Return a side's result."""
-    out = os.path.join(folder, f"{side}.json")
+    asked, out = os.path.join(folder, "documents.json"), os.path.join(folder, f"{side}.json")
+    with open(asked, "w") as file:
+        json.dump(sets, file)
     environment = os.environ | {"PYTHONPATH": os.getcwd() if side == "ours" else ""}
-    command = [python, SIDES, side, os.path.join(folder, "documents.json"), out]
+    command = [python, SIDES, side, asked, out]
     subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
     with open(out) as file:
         return json.load(file)
@@ -162,14 +164,13 @@ def main() -> int:
     if options.data is None:
         parser.error("--data: name the folder of real corpora, or set $LM_REAL_DATA")
     sets = documents(options.data)
+    timed = {"timed": sets["timed"]}
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "documents.json"), "w") as file:
-            json.dump(sets, file)
         rounds = [
-            (run(sys.executable, "ours", folder), run(options.peer_python, "datatrove", folder))
-            for _ in range(options.rounds)
+            (run(sys.executable, "ours", folder, asked), run(options.peer_python, "datatrove", folder, asked))
+            for asked in [sets, *[timed] * (options.rounds - 1)]
         ]
-    mine, peer = rounds[-1]
+    mine, peer = rounds[0]
     results = {
         "c4-1000" if title == "timed" else title: compare(mine["sets"][title], peer["sets"][title]) for title in sets
     }

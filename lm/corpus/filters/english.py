@@ -3,8 +3,9 @@
 The rules are those of https://spacy.io/usage/linguistic-features#how-tokenizer-works, of spaCy 3.8's English defaults.
 A chunk without white space loses prefixes and suffixes one at a time, unless what is left is a special case or a URL,
 and is then cut at infixes; special cases that affixes took apart are joined again at the end. Scripts other than
-Latin, Greek and Cyrillic follow Unicode's categories where spaCy has lists, and units of length and mass are Latin.
-A text repeats its chunks, so each is split once: what a text costs is a look-up per chunk.
+Latin, Greek and Cyrillic follow Unicode's categories where spaCy has lists, units are Latin, emoticons ASCII, and a
+special case is never looked for across white space. A text repeats its chunks, so each is split once: what a text costs
+is a look-up per chunk.
 """
 
 import functools
@@ -13,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-_CACHED_CHUNKS, _CACHED_LENGTH = 2**17, 40  # about 25 MB
+_CACHED_CHUNKS, _CACHED_LENGTH = 2**17, 40  # at most about 30 MB
 _LONGEST_URL = 2000  # characters; the pattern's time grows with the square
 
 # Contractions: these words with these endings, with and without apostrophes, each also capitalized.
@@ -27,12 +28,9 @@ _CONTRACTIONS = (
     ("ca could do does did had may might must need ought sha should wo would", ("n't", "n't 've")),
     ("ai are is was were have has dare", ("n't",)),
 )
-_WORDS_OF_THEIR_OWN = frozenset(
-    ["ill", "its", "hell", "shell", "shed", "were", "well", "whore"]
-)  # contractions without apostrophe
+_NO_CONTRACTIONS = "ill its hell shell shed were well whore"  # though they look like some without the apostrophe
 _SPLIT = ("not 've", "not ve", "can not", "gon na", "got ta", "let 's", "c'm on", "how 'd 'y")  # also capitalized
-_KEPT = ("ma'am", "o'clock", "'cause", "'cos", "'coz", "'cuz", *(f"{w}'" for w in ["doin", "goin", "lovin", "havin"]))
-_KEPT += tuple(f"{word}'" for word in ["nothin", "nuthin", "ol", "somethin"])  # also capitalized
+_KEPT = "ma'am o'clock 'cause 'cos 'coz 'cuz doin' goin' havin' lovin' nothin' nuthin' ol' somethin'"  # the same
 _AS_IS = "'s 'S ‘s ‘S 'd 're 'em 'll 'nuff 'bout ' '' — and/or w/o C++ <space> \\n \\t \\\")"
 _ABBREVIATIONS = (  # with their full stop
     "Ak Ala Apr Ariz Ark Aug Calif Colo Conn Dec Del Feb Fla Ga Ia Id Ill Ind Jan Jul Jun Kan Kans Ky La Mar Mass Mich "
@@ -42,7 +40,7 @@ _ABBREVIATIONS = (  # with their full stop
 )
 _MOUTHS = ") )) ))) ( (( ((( ] } / p P o O 0 * 3 > x X D"  # after `:` and `:-`
 _EMOTICONS = (
-    ":| :1 :() (: (-: [: [-: :o) (o: =) (= =] [= =( ]= =[ =/ =| =3 =D 8) 8-) (-8 8D 8-D ;) ;-) (; (-; ;D ;-D ): )-: >:( "
+    ":| :-| :1 :() (: (-: [: [-: :o) (o: =) (= =] [= =( ]= =[ =/ =| =3 =D 8) 8-) (-8 8D 8-D ;) ;-) (; (-; ;D ;-D ): )-: >:( "
     ">:o :') :'-) :'( :'-( xD XD xDD XDD ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- -__- v.v V.V v_v V_V o_o o_O O_o O_O "
     "0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) (>_<) (*_*)"
 )
@@ -84,32 +82,33 @@ def _special_cases() -> dict[str, tuple[str, ...]]:
     """Return the chunks that have tokens of their own."""
     cases: dict[str, tuple[str, ...]] = {}
 
-    def add(tokens: tuple[str, ...], capitalized: bool = True) -> None:
-        for first in {tokens[0], tokens[0].capitalize() if capitalized else tokens[0]}:
-            case = (first, *tokens[1:])
-            for variant in (case, tuple(token.replace("'", "’") for token in case)):
-                cases["".join(variant)] = variant
+    def add(*tokens: str) -> None:
+        for case in (tokens, tuple(token.replace("'", "’") for token in tokens)):
+            cases["".join(case)] = case
+
+    def add_both(first: str, *others: str) -> None:
+        add(first, *others)
+        add(re.sub("[a-z]", lambda letter: letter[0].upper(), first, count=1), *others)
 
     for words, endings in _CONTRACTIONS:
         for word, ending in itertools.product(words.split(), endings):
-            add((word, *ending.split()))
-            bare = (word, *ending.replace("'", "").split())
-            if "".join(bare) not in _WORDS_OF_THEIR_OWN:
-                add(bare)
+            add_both(word, *ending.split())
+            bare = ending.replace("'", "")
+            if word + bare not in _NO_CONTRACTIONS.split():
+                add_both(word, *bare.split())
     for tokens in _SPLIT:
-        add(tuple(tokens.split()))
-    add(("y'", "all"), capitalized=False)
-    add(("y", "all"), capitalized=False)
-    for token in _KEPT:
-        for case in {token, token.capitalize(), token[0] + token[1:].capitalize() if token[0] == "'" else token}:
-            add((case,), capitalized=False)
+        add_both(*tokens.split())
+    for token in _KEPT.split():
+        add_both(token)
+    add("y'", "all")
+    add("y", "all")
+    for hour, half in itertools.product(range(1, 13), ("am", "a.m.", "pm", "p.m.")):
+        add(str(hour), half)
+    for scale in "cfkCFK":
+        add("°", scale, ".")
     eyes = (eye + mouth for eye, mouth in itertools.product((":", ":-"), _MOUTHS.split()))
     for token in (*_AS_IS.split(), *_EMOTICONS.split(), *eyes, *(f"{word}." for word in _ABBREVIATIONS.split())):
-        add((token,), capitalized=False)
-    for hour, half in itertools.product(range(1, 13), ("am", "a.m.", "pm", "p.m.")):
-        add((str(hour), half), capitalized=False)
-    for scale in "cfkCFK":
-        add(("°", scale, "."), capitalized=False)
+        add(token)
     return cases
 
 
@@ -124,6 +123,7 @@ class EnglishWords:
         self._prefix = re.compile(rf"\.\.+|\+(?![0-9])|US\$|[CA]\$|[§%={single}{_CURRENCY}]").match
         after_digit = rf"(?<=[0-9])(?:\+|US\$|[CA]\$|[{_CURRENCY}]|{_UNITS})"
         self._suffix = re.compile(rf"(?:……|['’][sS]|[{single}]|{after_digit})\Z").search
+        # `|(?:)` are characters here: so spaCy's class reads, and a full stop after a bracket is a suffix by them too.
         before_stop = rf"[0-9%²\-+|(?:){lower}{punctuation}{quotes}]|[{upper}][{upper}]|°[FCK]"
         self._stop = re.compile(rf"(?:{before_stop})\Z").search
         letters_around = (
@@ -169,7 +169,11 @@ class EnglishWords:
         if chunk.isalpha() or chunk.isdecimal():
             return (chunk,)
         word, mark = chunk[:-1], chunk[-1]
-        if word.isalpha() and word not in self._cases and (mark in ",?!:;)" or (mark == "." and word[-1].islower())):
+        if (
+            word.isalpha()
+            and word not in self._cases
+            and (mark in ",?!:;)" or (mark == "." and "a" <= word[-1] <= "z"))
+        ):
             return word, mark  # what the rules below come to, for most chunks
         return self._rejoin(self._split(chunk))
 
@@ -180,7 +184,7 @@ class EnglishWords:
         if end <= start:
             return 0
         if chunk[end - 1] != ".":
-            found = self._suffix(chunk[max(start, end - 8) : end])
+            found = self._suffix(chunk[max(start, end - 8) : end])  # no suffix is longer
             return found.end() - found.start() if found else 0
         stops = 1
         while end - stops > start and chunk[end - stops - 1] == ".":

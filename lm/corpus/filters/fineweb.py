@@ -1,4 +1,4 @@
-"""FineWeb's own filter (Penedo et al. 2024, arXiv:2406.17557, section 3.6), as datatrove defines it."""
+"""FineWeb's own filter (Penedo et al. 2024, arXiv:2406.17557, the additional heuristic filters), as datatrove defines it."""
 
 import collections
 

@@ -106,7 +106,7 @@ class GopherRepetition:
         return self._repeats_words(analyse(text, self._language), len(text))
 
     def _repeats_words(self, analysis: Analysis, characters: int) -> Rejection | None:
-        # Counting n-grams is what takes time, and most documents are far from the thresholds: bounds come first.
+        # Counting n-grams takes time, and most documents are far from the thresholds: an upper bound is asked first.
         words, counts = analysis.words, analysis.counts
         if not words:
             return None
@@ -120,7 +120,7 @@ class GopherRepetition:
         limits = [self._limits[f"duplicate_{n}_grams"] for n in _DUPLICATE_N]
         covered = _covered_characters(words, _DUPLICATE_N[0], max(map(len, counts)), min(limits) * characters)
         for n, limit in zip(_DUPLICATE_N, limits, strict=True):
-            if covered / characters > limit:  # longer n-grams that repeat cover no more
+            if covered / characters > limit:  # longer n-grams that repeat cover no more than the shortest
                 share = _duplicate_characters(words, n) / characters
                 if share > limit:
                     return Rejection(f"{self.name}/duplicate_{n}_grams", round(share, 4))

@@ -9,7 +9,7 @@ from lm.errors import ConfigError, did_you_mean
 _GOPHER = "Gopher (Rae et al. 2021, arXiv:2112.11446), appendix A.1.1"
 _C4 = "C4 (Raffel et al. 2020, JMLR 21:140), section 2.2"
 _C4_CODE = "tensorflow/datasets c4_utils.py"
-_FINEWEB = "FineWeb (Penedo et al. 2024, arXiv:2406.17557), section 3.6"
+_FINEWEB = "FineWeb (Penedo et al. 2024, arXiv:2406.17557), additional heuristic filters"
 _LINES, _PARAGRAPHS = "lines that repeat an earlier one", "paragraphs that repeat an earlier one"
 _QUALITY, _REPETITION = "datatrove gopher_quality_filter.py", "datatrove gopher_repetition_filter.py"
 _LIKE_FINEWEB = "datatrove c4_filters.py as called by examples/fineweb.py"
@@ -54,13 +54,23 @@ def _fineweb(name: str, threshold: float, drops: str) -> Rule:
 RULES = (
     _quality("short", 50, "of fewer than {} words that are not punctuation alone"),
     _quality("long", 100_000, "of more than {} such words"),
-    _quality("short_words", 3, "whose such words have fewer than {} characters on average", "Dolma: the median"),
-    _quality("long_words", 10, "whose such words have more than {} characters on average", "Dolma: the median"),
+    _quality(
+        "short_words",
+        3,
+        "whose such words have fewer than {} characters on average",
+        "DCLM: the same; Dolma: the median",
+    ),
+    _quality(
+        "long_words",
+        10,
+        "whose such words have more than {} characters on average",
+        "DCLM: the same; Dolma: the median",
+    ),
     _quality("hashes", 0.1, "with more than {} signs # per word"),
     _quality("ellipses", 0.1, "with more than {} ellipses per word"),
     _quality("bullets", 0.9, "with more than {} of their lines starting with a bullet or a hyphen"),
     _quality("ellipsis_lines", 0.3, "with more than {} of their lines ending with an ellipsis"),
-    _quality("alphabetic", 0.8, "where fewer than {} of the words have a letter"),
+    _quality("alphabetic", 0.8, "where less than {} of the words have a letter"),
     _quality(
         "stop_words",
         2,
@@ -79,7 +89,7 @@ RULES = (
         _repetition(
             f"duplicate_{n}_grams",
             share,
-            f"characters in {n}-grams of words that repeat an earlier one, counted once each",
+            f"characters in {n}-grams of words that repeat an earlier one, without overlap",
             "; Dolma, DCLM: the same, of all n-grams' characters",
         )
         for n, share in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.1))
@@ -95,7 +105,7 @@ RULES = (
     _c4("javascript", 1, "lines with javascript"),
     _c4("policy", 1, "lines about terms of use, privacy policy, cookies", _C4_CODE),
     _c4("citations", 1, "the marks [1], [edit], [citation needed]", _C4_CODE),
-    _fineweb("line_punctuation", 0.12, "documents with fewer than {} of their lines ending a sentence"),
+    _fineweb("line_punctuation", 0.12, "documents with less than {} of their lines ending a sentence"),
     _fineweb("short_lines", 0.67, "documents with more than {} of their lines short"),
     _fineweb("short_line_characters", 30, "(a short line has at most {} characters)"),
     _fineweb("duplicate_line_characters", 0.01, f"documents with more than {{}} of their characters in {_LINES}"),

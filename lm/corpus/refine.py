@@ -1,5 +1,6 @@
 """Stages `refine` and `score`: a part's documents one by one through a chain of steps."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from lm.corpus.task import Report, Task
 from lm.extensions import load_extension
 from lm.fields import build
 
+_BATCH = 256  # records
 _KINDS = {"web": "web", "code": "code"}  # of cleaning, by reader
 
 
@@ -117,10 +119,15 @@ def score(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, A
 
 def _through(steps: list, arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
     tally, kept, done = Tally(arguments["seed"]), [], 0
-    for record in read_records(arguments["part"] + SUFFIX):
-        done += len(record.text)
-        report(done)
-        if (record := tally.run(steps, record)) is not None:
-            kept.append(record)
+    ahead = [step for step in steps if hasattr(step, "prepare")]  # a model scores documents in batches
+    records = read_records(arguments["part"] + SUFFIX)
+    while batch := list(itertools.islice(records, _BATCH)):
+        for step in ahead:
+            step.prepare(batch)
+        for record in batch:
+            done += len(record.text)
+            report(done)
+            if tally.run(steps, record) is not None:
+                kept.append(record)
     write_records(out + SUFFIX, kept)
     return tally.stats()

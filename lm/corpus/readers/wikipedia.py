@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers.opening import open_input
 from lm.corpus.readers.wiki_names import redirect_target
+from lm.corpus.readers.wikitext import Wikitext
 from lm.corpus.record import Record
 from lm.errors import DamagedFileError
 
@@ -144,3 +145,8 @@ def _page(page: ElementTree.Element, site: _Site, namespaces: tuple[int, ...]) -
     elif model != "wikitext":
         metadata["drop"] = {"rule": "model", "value": model}
     return Record(f"{site.name}/{title}", text, url=site.url(title), metadata=metadata)
+
+
+def steps(source: SourceConfig) -> list[Wikitext]:
+    """Return the steps that documents of the reader `wikipedia` pass first."""
+    return [Wikitext()]

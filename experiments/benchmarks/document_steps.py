@@ -6,7 +6,18 @@ Texts: 1,000 pages of C4, the text of 39 pages of three crawls, four books, and 
 of UTF-8, seconds are of one process's CPU, the second of two passes (caches of words are filled). `--peer-python`: an
 environment with datatrove, whose formatters read the same texts in this run.
 
-MEASURED
+Measured on 2 shared cores that other work used too, MB/s of one process:
+
+| | c4 | crawls | books | wikitext |
+|---|---|---|---|---|
+| clean (datatrove's FTFYFormatter) | 14.7 (6.1) | 8.7 (3.9) | 14.6 (4.1) | 12.6 (5.6) |
+| pii, with phone numbers (datatrove's PIIFormatter, without) | 27 (10.9) | 22 (14.4) | 26 (12.7) | 10 (9.7) |
+| language (py3langid of the whole) | 1.6 (1.3) | 4.5 (2.2) | 717 (3.6) | 42 (3.1) |
+| decontamination, 1.7 million n-grams | 3.5 | 6.2 | 7.4 | 6.8 |
+| quality | 4.3 | 5.7 | 13.8 | 6.7 |
+
+ftfy was given 15 of the 1,149 documents, 40 of their lines, of which 25 changed; it would change no line that it was
+not given. No document of these is dropped by decontamination.
 """
 
 import argparse

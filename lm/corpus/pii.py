@@ -37,7 +37,7 @@ _VERSION_BEFORE = re.compile(
 _IPV6_ADDRESS = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])")
 
 _NORTH_AMERICAN = r"(?:\+?1[-. ]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-.]\d{4}"
-_INTERNATIONAL = r"\+[1-9]\d{0,2}(?:[ .\-/]?\(?\d{1,5}\)?){2,7}"
+_INTERNATIONAL = r"\+[1-9]\d{0,2}+(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,5}+)){1,7}+"  # possessive: no way back, linear
 _AREA_CODE = r"\(0\d{1,4}\) ?\d{3,4}[ \-]?\d{3,5}"
 _PHONE = re.compile(
     rf"(?<![\w.+\-/=&?%$€£])(?:{_INTERNATIONAL}|{_NORTH_AMERICAN}|{_AREA_CODE})(?![\w%=]|[-.]\d|\) ?\d)"
@@ -46,7 +46,7 @@ _PHONE = re.compile(
 _ANNOUNCED = re.compile(
     r"(?<![\w./])(?:tele(?:phone|fax)|tel|phone|ph|fax|mobile|cell(?:phone)?|whatsapp|hotline|call(?: (?:us|me|him|her|them|now))?"
     r"(?: (?:at|on))?)(?: ?(?:no|number|nr))?[.:#]{0,2} {0,2}"
-    r"(?P<number>\+?\(?\d{1,5}\)?(?:[ .\-/]{1,2}\(?\d{2,5}\)?){1,5})(?![\w%]|[-.,:/]\d|\) ?\d)",
+    r"(?P<number>\+?(?:\(\d{1,5}\)|\d{1,5})(?:[ .\-/]{1,2}(?:\(\d{1,5}\)|\d{2,5})){1,5})(?![\w%]|[-.,:/]\d|\) ?\d)",
     re.IGNORECASE,
 )
 # National numbers of other countries begin with 0; a word before one that is this long makes it sure enough.

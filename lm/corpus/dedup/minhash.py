@@ -23,7 +23,7 @@ class MinHash:
     """Signatures of a number of bands and rows.
 
     An order of the shingles x is that of `a·x + b mod 2^64`, a odd: one to one, and since the shingles are scrambled
-    hashes already, as good as random here (tests/corpus/test_minhash.py measures it).
+    hashes already, as good as random here (tests/corpus/test_minhash.py measures it; without b it is not).
     """
 
     def __init__(self, bands: int, rows: int, seed: int = 1):

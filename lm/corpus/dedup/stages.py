@@ -19,6 +19,7 @@ Memory for 100 million documents of 3 KB (300 GB), 20 bands, none of it growing 
   signatures  4 bytes per byte of a part's text (measured: 56 MiB for 15 MB) and 60 MB of known words. Written: 24 bytes
               per band, 16 for the text's hash, 16 for quality and length, 24 per paragraph: 0.6 KB a document, 60 GB.
   join        2e9 rows in partitions of 2^24: 120 tasks. Measured: 49 bytes a row at the peak, 0.8 GB.
+              A bucket is in one partition: a text that stands ten million times adds 0.5 GB to up to 20 of them.
   extract     300 GB / 1,024 groups, shingles of 1.5 bytes per byte of text, twice while written: 0.9 GB if all
               documents are in candidate pairs.
   verify      420 tasks of 1 GB of shingles, if all documents are in candidate pairs. Measured: twice the shingles: 2 GB.

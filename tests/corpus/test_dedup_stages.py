@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from experiments.benchmarks import near_duplicates
+from lm.corpus.dedup.shingles import normalize
 from lm.corpus.record import Record
 from lm.errors import DamagedFileError
 from tests.corpus.dedup_corpus import (
@@ -195,3 +197,12 @@ def test_a_damaged_file_between_stages_is_named(tmp_path):
 
     with pytest.raises(DamagedFileError, match="00000.npz"):
         deduplicate(tmp_path / "work", parts, damaging)
+
+
+@pytest.mark.real_data
+def test_all_like_paragraphs_of_two_editions_are_found_and_no_others(real_data):
+    editions = [near_duplicates.blocks(os.path.join(real_data, "books", name)) for name in near_duplicates.EDITIONS]
+    like = near_duplicates.true_pairs(editions, str.split, 0.8)
+    found = near_duplicates.compare(editions)
+    assert len(like) == 843 and like <= found
+    assert found <= near_duplicates.true_pairs(editions, lambda text: normalize(text).split(), 0.8)

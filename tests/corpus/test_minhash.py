@@ -16,7 +16,7 @@ from lm.corpus.dedup.verify import ShingleSets, jaccard
 def sets_of(similarity: float, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two sets of shingles whose Jaccard similarity is as near as sizes allow; consecutive numbers, scrambled."""
     shared = round(2 * size * similarity / (1 + similarity))
-    values = mix(np.arange(seed * 10**6, seed * 10**6 + 2 * size - shared, dtype=np.uint64))
+    values = mix(np.arange(1, 2 * size - shared + 1, dtype=np.uint64) + np.uint64(seed * 10**6))
     return np.sort(values[:size]), np.sort(values[size - shared :])
 
 
@@ -47,7 +47,7 @@ def test_s_curve_of_fineweb_and_ours():
 
 
 def test_signature_does_not_depend_on_order_or_chunks_and_changes_with_the_seed():
-    shingles = mix(np.arange(1000, dtype=np.uint64))
+    shingles = mix(np.arange(1, 1001, dtype=np.uint64))
     hasher = MinHash(4, 4)
     signature = hasher.signature(shingles)
     assert (hasher.signature(shingles[::-1]) == signature).all()

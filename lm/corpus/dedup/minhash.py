@@ -22,14 +22,14 @@ def s_curve(bands: int, rows: int, similarities: Iterable[float]) -> list[tuple[
 class MinHash:
     """Signatures of a number of bands and rows.
 
-    An order of the shingles x is that of `a·x + b mod 2^64`, a odd: one to one, and since the shingles are scrambled
-    hashes already, as good as random here (tests/corpus/test_minhash.py measures it).
+    An order of the shingles x is that of `a·x mod 2^64`, a odd (multiply-shift without the shift, Dietzfelbinger et al.
+    1997): one to one, and since shingles are scrambled hashes already, as good as random (measured in
+    tests/corpus/test_minhash.py). 0 alone would come first in all orders: one shingle of 2^64.
     """
 
     def __init__(self, bands: int, rows: int, seed: int = 1):
         self.bands, self.rows = bands, rows
-        self._a = odd_constants(bands * rows, 2 * seed)
-        self._b = mix(odd_constants(bands * rows, 2 * seed + 1))
+        self._a = odd_constants(bands * rows, seed)
         self._places = odd_constants(rows, 0)
         self._products = np.empty((_CHUNK, bands * rows), np.uint64)
 
@@ -39,7 +39,6 @@ class MinHash:
         for start in range(0, len(shingles), _CHUNK):
             chunk = shingles[start : start + _CHUNK]
             values = np.multiply(chunk[:, None], self._a, out=self._products[: len(chunk)])
-            values += self._b
             lowest = values.min(axis=0)
             least = lowest if least is None else np.minimum(least, lowest, out=least)
         return least

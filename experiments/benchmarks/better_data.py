@@ -7,10 +7,9 @@ Before anything else one document in ten of each domain is set apart (of the boo
 is the held-out text. The raw side is the other part as plain readers read it: wikitext with its redirects, whole books
 with headers and hard line ends, C4's text and the HTML of a crawl, every file of the archives; duplicates and all.
 Documents near to held-out text (half of the 5-grams of words in common, of the shorter one's if both are long) leave
-both sides. One byte-pair
-encoding is trained on both sides together. Domains have a quarter of the tokens each, on both sides, read as often as
-the budget takes; the budget is --steps steps of 1,024 tokens, the same on both sides. Three seeds, each the same
-initialization on both sides.
+both sides. One byte-pair encoding is trained on both sides together. Domains have a quarter of the tokens each, on both
+sides, read as often as the budget takes; the budget is --steps steps of 1,024 tokens, the same on both sides. Three
+seeds, each the same initialization on both sides.
 
 Reports bits per byte of each domain's held-out text, windows of 256 tokens moved by 128: mean of the seeds, the
 difference clean - raw and its paired 95 % interval (`lm.sweep.statistics`). What is done is not done again: the same

@@ -12,7 +12,7 @@ workers=2
 fast="not slow and not real_data and not peer and not aot"
 if [ "${1:-}" = "--all" ]; then
   shift
-  install "test,peer,log,eval,s3,tpu,launch"
+  install "test,peer,log,eval,s3,tpu,launch,scale-out"
   # To compile for GPUs, JAX's own plugin is enough: no CUDA, which the extra gpu would bring.
   jax="$("$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("jax"))')"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import ConfigError
-from lm.fields import field_types, option, parse, unknown_field
+from lm.fields import field_types, option, parse, sections_of, unknown_field
 
 BIASES = ("query", "key", "value", "out", "gate", "up", "down", "norm")
 INITIALIZERS = ("gpt2", "normal", "fan_in", "zero_out", "xavier", "kaiming_in", "kaiming_out", "mup", "spectral")
@@ -110,6 +110,8 @@ class DataConfig:
     batch_size: int = option(16, ge=1)  # B, rows per optimizer step over all devices
     stages: tuple[tuple[int, int, int], ...] = option((), ge=0)  # (first step, batch_size, sequence_length), from it on
     packing: str = option("concat", choices=("concat", "best_fit"))  # how documents fill rows
+    mixture: tuple[tuple[int, str, float], ...] = option((), ge=0)  # (first step, domain, weight); (): the manifest's
+    max_epochs: tuple[tuple[str, float], ...] = option((), ge=0)  # (domain, times it may be read), over the manifest's
     document_mask: bool = option(True)  # tokens attend within their own document only
     validation_fraction: float = option(0.05, ge=0, lt=1)  # of documents by hash; of a single file by position
     test_fraction: float = option(0.0, ge=0, lt=1)  # the same, never seen in training (single file: its end)
@@ -261,21 +263,28 @@ def default():
 
 def to_dict(config) -> dict[str, Any]:
     """Return a config (or a section of it) as plain nested dicts."""
-    return {
-        field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
-        for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):  # sections by name
+            return {name: plain(part) for name, part in value.items()}
+        return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def apply_overrides(config_dict, overrides: Sequence[tuple[str, str]]) -> None:
+def apply_overrides(config_dict, overrides: Sequence[tuple[str, str]], whole: type = Config) -> None:
     """Change a nested mapping in place from `[("model.num_layers", "8"), …]`.
+
+    Args:
+      config_dict: the mapping.
+      overrides: (path, text) each.
+      whole: the dataclass that the mapping follows.
 
     Raises:
       ConfigError: the path is unknown or the text does not read as the field's type.
     """
     for path, text in overrides:
-        section, name, kind = _field(config_dict, path)
+        section, name, kind = _field(config_dict, path, whole)
         section[name] = parse(path, text, kind)
 
 
@@ -290,20 +299,21 @@ def set_fields(config_dict, values: Mapping[str, Any]) -> None:
         section[name] = value
 
 
-def _field(config_dict, path: str) -> tuple[Any, str, Any]:
+def _field(config_dict, path: str, whole: type = Config) -> tuple[Any, str, Any]:
     """Return the section that holds a field, the field's name in it, and its type."""
     *sections, name = path.split(".")
-    section_type, section = Config, config_dict
+    section_type, section, named = whole, config_dict, None
     for depth, part in enumerate(sections):
-        hints = field_types(section_type)
-        if part not in hints or not dataclasses.is_dataclass(hints[part]):
+        hints = dict.fromkeys(section, named) if named else field_types(section_type)
+        if part not in hints or not (dataclasses.is_dataclass(hints[part]) or sections_of(hints[part])):
             raise unknown_field(".".join(sections[: depth + 1]), part, hints)
-        section_type, section = hints[part], section[part]
-    hints = field_types(section_type)
+        section_type, section, named = hints[part], section[part], sections_of(hints[part])
+    hints = dict.fromkeys(section, named) if named else field_types(section_type)
     if name not in hints:
         raise unknown_field(path, name, hints)
-    if dataclasses.is_dataclass(hints[name]):
-        raise ConfigError(f"config.{path} is a section; set one of its fields: {', '.join(field_types(hints[name]))}.")
+    if dataclasses.is_dataclass(hints[name]) or sections_of(hints[name]):
+        inside = section[name] if sections_of(hints[name]) else field_types(hints[name])
+        raise ConfigError(f"config.{path} is a section; set one of its fields: {', '.join(inside)}.")
     return section, name, hints[name]
 
 

@@ -115,6 +115,17 @@ def _check_bounds(path: str, value: Any, metadata: Mapping) -> None:
         )
 
 
+def sections_of(kind: Any) -> type | None:
+    """Return the dataclass of a field that holds sections by names of the user's own, `dict[str, Section]`."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
+
+def _build_each(section_type: type, values: Any, path: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config.{path}={values!r}: expected sections by name.")
+    return {name: build(section_type, value, f"{path}.{name}.") for name, value in values.items()}
+
+
 def build(section_type: type, values: Any, prefix: str):
     """Build one frozen dataclass from a mapping, checking names, types and bounds."""
     hints = field_types(section_type)
@@ -130,6 +141,8 @@ def build(section_type: type, values: Any, prefix: str):
         path, value, kind = f"{prefix}{field.name}", values[field.name], hints[field.name]
         if dataclasses.is_dataclass(kind):
             built[field.name] = build(kind, value, f"{path}.")
+        elif named := sections_of(kind):
+            built[field.name] = _build_each(named, value, path)
         else:
             built[field.name] = _coerce(path, value, kind)
             _check_bounds(path, built[field.name], field.metadata)

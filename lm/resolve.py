@@ -70,6 +70,7 @@ def _check_whole(config: Config, devices: int, capabilities: Capabilities) -> Co
     _check_extension("objective", config.objective, ("next_token",))
     _check_extension("data.source", data.source, tuple(SOURCES))
     _check_source(data)
+    _check_mixture(data)
     if data.validation_fraction + data.test_fraction >= 1:
         raise ConfigError(
             f"config.data.validation_fraction={data.validation_fraction} and test_fraction={data.test_fraction} "
@@ -112,6 +113,21 @@ def _check_source(data: DataConfig) -> None:
             raise ConfigError(f"config.data.{name}={value!r} is for the source {source!r}, not for {data.source!r}.")
     if data.source == "shards" and data.max_documents is not None:
         raise ConfigError(f'config.data.max_documents={data.max_documents}: not for the source "shards".')
+
+
+def _check_mixture(data: DataConfig) -> None:
+    """Refuse a mixture that says too little or too much; whether the data has its domains is not known here."""
+    steps = sorted({step for step, _, _ in data.mixture})
+    if steps and steps[0]:
+        raise ConfigError(f"config.data.mixture={data.mixture!r}: expected a domain from step 0 on.")
+    for step in steps:
+        stage = [(domain, weight) for first, domain, weight in data.mixture if first == step]
+        if len({domain for domain, _ in stage}) < len(stage):
+            raise ConfigError(f"config.data.mixture={data.mixture!r}: expected each domain once at step {step}.")
+        if not any(weight for _, weight in stage):
+            raise ConfigError(f"config.data.mixture={data.mixture!r}: expected a weight above 0 at step {step}.")
+    if len(dict(data.max_epochs)) < len(data.max_epochs):
+        raise bad_value("data.max_epochs", data.max_epochs, "each domain once")
 
 
 def _check_optimizer(optimizer: OptimizerConfig, precision: PrecisionConfig) -> None:

@@ -80,6 +80,14 @@ def exists(path: str) -> bool:
         return filesystem(path).exists(path)
 
 
+def is_folder(path: str) -> bool:
+    """True if a folder is there."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with of_store(path, "read"):
+        return filesystem(path).isdir(path)
+
+
 def list_names(path: str) -> list[str]:
     """Return the sorted names in a folder; an absent folder has none."""
     if is_remote(path):

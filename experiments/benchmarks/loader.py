@@ -28,7 +28,8 @@ import time
 
 import numpy as np
 
-from lm.data.dataset import FORMAT, MANIFEST, TOKENIZER, VERSION, manifest_hash, open_data
+from lm.data.build import assemble_manifest
+from lm.data.dataset import MANIFEST, TOKENIZER, open_data
 from lm.data.loader import Loader
 from lm.data.packing import best_fit_plan, padding_fraction
 from lm.data.shards import Shard, ShardWriter, token_dtype
@@ -52,15 +53,10 @@ def synthetic_folder(folder: str, num_tokens: int) -> None:
         document[0] = tokenizer.eot_id
         writer.add(document)
         written += length
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "source": {"name": "synthetic", "path": None},
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
-        "splits": {"train": writer.close()},
-    }
+    entries = {"train": writer.close()}
+    manifest = assemble_manifest(entries, tokenizer=tokenizer, source={"name": "synthetic"}, fractions=(0.0, 0.0))
     with open(os.path.join(folder, MANIFEST), "w") as file:
-        json.dump({**manifest, "hash": manifest_hash(manifest)}, file)
+        json.dump(manifest, file)
 
 
 def best_seconds(function, repeats: int) -> float:

@@ -105,13 +105,8 @@ def _prepared(config: Config, seeds: int, tokens: int) -> tuple[Config, list[Any
     data = config.data
     dataset = open_data(prepare(data, progress=common.data_progress(common.note)), data.verify)
     loaders = [
-        Loader(
-            dataset,
-            sequence_length=data.sequence_length,
-            batch_size=max(1, tokens // data.sequence_length),
-            packing=data.packing,
-            document_mask=data.document_mask,
-            seed=seed,
+        Loader.of_config(
+            config, dataset, stages=(), batch_size=max(1, tokens // data.sequence_length), seed=seed, num_steps=None
         )
         for seed in range(seeds)
     ]

@@ -1,9 +1,14 @@
-"""`lm data build`, `lm data card` and `lm data download`."""
+"""`lm data`: `build`, `card` and `download`; `where`, `import` and `export` are in files beside this one."""
 
 import argparse
 import json
 
-HELP = "raw text to token shards (build), what is in them (card), and public corpora (download)"
+from lm.commands import data_build, data_formats, data_where
+
+HELP = (
+    "raw text to token shards (build), what is in them (card), which documents a batch holds (where), public corpora "
+    "(download), and other programs' token files (import, export)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,18 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   lm data build --config experiments/tiny.py --out /tmp/tiny-data
   lm data card /tmp/tiny-data --verify
-  lm data download enwik8"""
+  lm data where --run runs/tiny --step 400
+  lm data download enwik8
+  lm data import --from train.bin --format nanogpt --tokenizer gpt2 --out DIR"""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser(
         "build",
-        help="source, tokenizer and splits of a config to a folder of token shards",
-        epilog="example:\n  lm data build --config experiments/tiny.py --config.data.path='books/*.txt' --out DIR",
+        help="a config's text to a folder of token shards; a corpus from raw dumps",
+        epilog="examples:\n  lm data build --config experiments/tiny.py --config.data.path='books/*.txt' --out DIR\n"
+        "  lm data build --config experiments/data/four_domains.py --out DIR --workers 16",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    build.add_argument("--config", required=True, metavar="FILE", help="an experiment; its data section is used")
-    build.add_argument("--out", required=True, metavar="DIR", help="a new folder, local or gs://, s3://")
-    build.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard, about")
-    build.add_argument("--json", action="store_true", help="print one JSON object")
+    data_build.add_arguments(build)
     card = actions.add_parser(
         "card",
         help="documents, tokens and bytes of a prepared folder",
@@ -32,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     card.add_argument("folder", metavar="DIR", help="a folder made by `lm data build`, or of the cache")
     card.add_argument("--verify", action="store_true", help="hash every shard against the manifest")
     card.add_argument("--json", action="store_true", help="print one JSON object")
+    data_where.add_action(actions)
+    data_formats.add_actions(actions)
     download = actions.add_parser(
         "download",
         help="public corpora, by name or URL, into the cache; continues where it stopped",
@@ -48,32 +55,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Carry the verb out."""
-    if args.action == "download":
-        return _download(args)
+    others = {
+        "download": _download,
+        "where": data_where.run,
+        "import": data_formats.run_import,
+        "export": data_formats.run_export,
+    }
+    if args.action in others:
+        return others[args.action](args)
+    if args.action == "build":
+        folder, content = data_build.run(args)
+    else:
+        from lm.data.prepare import fetch_shards
+        from lm.storage import is_remote
+
+        content = data_build.card_of(args.folder)
+        folder = (
+            fetch_shards(args.folder) if is_remote(args.folder) and not (content and not args.verify) else args.folder
+        )
+    _show(args, folder, content)
+
+
+def _show(args: argparse.Namespace, folder: str, content: dict | None) -> None:
+    """Print the card: that of a corpus, or the counts of a prepared folder."""
     from lm.data.card import card, card_text
     from lm.data.dataset import open_data
-    from lm.data.prepare import fetch_shards
-    from lm.storage import is_remote
 
-    if args.action == "build":
-        dataset = open_data(_build(args), verify=False)  # just written and hashed
-    else:
-        folder = fetch_shards(args.folder) if is_remote(args.folder) else args.folder
-        dataset = open_data(folder, verify=args.verify)
-    content = card(dataset)
-    print(json.dumps(content) if args.json else card_text(content))
+    if content is None:
+        content = card(open_data(folder, verify=args.action == "card" and args.verify))
+        print(json.dumps(content) if args.json else card_text(content))
+        return
+    from lm.report.data_card_words import card_text as corpus_text
 
-
-def _build(args: argparse.Namespace) -> str:
-    from lm.commands import common
-    from lm.data.build import build
-    from lm.errors import UsageError
-
-    if args.shard_tokens < 1:
-        raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
-    config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
-    progress = common.data_progress(common.note)
-    return build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens)
+    if args.action == "card" and args.verify:
+        card(open_data(folder, verify=True))  # raises if a shard is damaged
+    print(json.dumps(content) if args.json else corpus_text(content))
 
 
 def _download(args: argparse.Namespace) -> None:

@@ -216,13 +216,6 @@ def open_training(config: Config, checkpoint: str | None = None) -> Opened:
             return TrainState(step=step, **jax.tree.map(jnp.copy, kept))
 
     stage = Stages(config.data.schedule, config.data.sequence_length).at(first)
-    loader = Loader(
-        dataset,
-        sequence_length=config.data.sequence_length,
-        stages=((0, stage.batch_size, stage.sequence_length),),
-        packing=config.data.packing,
-        document_mask=config.data.document_mask,
-        seed=config.seed,
-    )
+    loader = Loader.of_config(config, dataset, stages=((0, stage.batch_size, stage.sequence_length),))
     identity = fingerprint(config, manifest_hash=dataset.hash, init_from=init_from)
     return Opened(config, built, dataset, loader, first, start, identity)

@@ -119,6 +119,8 @@ def run_training(
                 f"{compact(loader.tokens_per_epoch)} training tokens ({info['data']['source']}), {loader.padding:.1%} padding"
                 + ("" if built.programs else "; compiling")
             )
+            if loader.mixture:
+                shown.note(_mixture_line(loader, num_steps))
             state = train(
                 config,
                 built,
@@ -126,7 +128,7 @@ def run_training(
                 workdir,
                 console=shown,
                 hooks=[
-                    *_hooks(config, built, dataset.tokenizer, validation, workdir, shown, shared),
+                    *_hooks(config, built, dataset, validation, workdir, shown, shared),
                     *eval_tasks.hooks(config, built, dataset.tokenizer, tasks),
                 ],
                 initial_params=initial_params(config, built),
@@ -160,17 +162,18 @@ def open_inputs(config: Config, note: Callable[[str], None]) -> tuple[Config, An
 
     progress = common.data_progress(note)
     dataset = hosts.first_then_all(lambda: open_data(prepare(config.data, progress=progress), config.data.verify))
-    loader = Loader(
-        dataset,
-        sequence_length=config.data.sequence_length,
-        stages=config.data.schedule,
-        packing=config.data.packing,
-        document_mask=config.data.document_mask,
-        seed=config.seed,
-    )
+    loader = Loader.of_config(config, dataset)
     check_tokenizer(config, dataset)
     validation = _validation_batches(config, dataset)
     return with_vocabulary(config, dataset.vocab_size), dataset, loader, validation
+
+
+def _mixture_line(loader, num_steps: int) -> str:
+    rows = loader.mixture.counts(loader.rows_consumed(num_steps))
+    epochs, total = loader.domain_epochs(num_steps), sum(rows.values())
+    stages = f" in {len(loader.mixture.stages)} stages" if len(loader.mixture.stages) > 1 else ""
+    parts = (f"{domain} {count / total:.1%} ({epochs[domain]:.2f} epochs)" for domain, count in rows.items())
+    return f"mixture{stages}: {', '.join(parts)}"
 
 
 def _summary(result: dict[str, Any]) -> dict[str, str]:
@@ -255,19 +258,28 @@ def evaluator_of(config: Config, built, shared: Shared):
     return shared.once("evaluator", config, make)
 
 
-def _hooks(config: Config, built, tokenizer, validation, workdir: str, console, shared: Shared) -> list:
+def _hooks(config: Config, built, dataset, validation, workdir: str, console, shared: Shared) -> list:
     """Validation and samples, as the loop's hooks."""
     from lm import hosts
+    from lm.evaluate.breakdown import break_down
     from lm.infer import Generator, SamplingConfig
     from lm.train.loop import Hook
 
-    hooks = []
+    hooks, tokenizer = [], dataset.tokenizer
     if validation is not None:
         stride = config.eval.stride or config.data.sequence_length
         evaluator = evaluator_of(config, built, shared)
+        shards, domains = dataset.counts("validation")["shards"], dataset.domains("validation")
+        domain_of = [domain for shard, domain in zip(shards, domains, strict=True) for _ in range(shard["documents"])]
 
         def evaluate(step: int, params) -> Sequence[dict[str, Any]]:
-            figures = evaluator(params, validation)
+            if None in domains or built.mesh.shape["stage"] > 1:  # a pipeline sums alone
+                figures = evaluator(params, validation)
+            else:
+                found = break_down(evaluator, params, validation)
+                figures = found.total()
+                for domain, own in found.by_domain(domain_of).items():
+                    figures |= {f"{name}/{domain}": own[name] for name in ("loss", "bits_per_byte") if own["tokens"]}
             return [{"kind": "eval", "step": step, "split": "validation", "stride": stride, **figures}]
 
         hooks.append(Hook(config.eval.every_steps, evaluate))

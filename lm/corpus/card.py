@@ -37,6 +37,7 @@ from typing import Any
 
 from lm.corpus.tally import LENGTH_EDGES, QUALITY_EDGES, Stats, merge
 
+CARD = "card.json"
 MOST_SKIPPED = 50  # per source, on the card
 MOST_PAIRS = 12
 PAIR_CHARACTERS = 1500

@@ -15,6 +15,13 @@ class Report(Protocol):
     def __call__(self, done: int) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a task could not be done, in one line."""
+
+    reason: str
+
+
 Function = Callable[[Mapping[str, Any], str, Report], dict[str, Any]]
 
 

@@ -16,7 +16,8 @@ from lm.errors import DamagedFileError, UsageError
 from lm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, VERSION = "lm-shards", 1
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer.tiktoken"
+MANIFEST = "manifest.json"
+TOKENIZER, TOKENIZER_ABOUT = "tokenizer.tiktoken", "tokenizer.json"  # as `lm.tokenizer.save` writes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Dataset:
                 f"Give more text, or {remedy}."
             )
         return entry
+
+    def domains(self, split: str) -> list[str | None]:
+        """Return the domain of each of a split's shards; None: it has none."""
+        return [entry.get("domain") for entry in self.counts(split)["shards"]]
 
     def shards(self, split: str) -> list[Shard]:
         """Map a split's shards.
@@ -143,10 +148,15 @@ def cached_copy(manifest: dict[str, Any], cache: str | None) -> str:
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of what the manifest says of tokenizer and splits: 64 hexadecimal digits."""
-    identity = {
-        "version": manifest["version"],
-        "tokenizer": manifest["tokenizer"]["sha256"],
-        "splits": manifest["splits"],
+    """Return the sha256 of what the manifest says of tokenizer, splits and mixture: 64 hexadecimal digits.
+
+    Where documents come from does not enter.
+    """
+    splits = {
+        name: {**split, "shards": [{k: v for k, v in e.items() if k != "docs_sha256"} for e in split["shards"]]}
+        for name, split in manifest["splits"].items()
     }
+    identity = {"version": manifest["version"], "tokenizer": manifest["tokenizer"]["sha256"], "splits": splits}
+    if manifest.get("mixture"):
+        identity["mixture"] = manifest["mixture"]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -9,10 +9,21 @@ from lm.config import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document."""
+    """One document, or a piece of one.
+
+    Attributes:
+      text: what is trained on.
+      id: where it comes from: a relative path, "file:line" or "file:row"; unique within its source.
+      source: the source's name.
+      url: where it was published, if known.
+      start: bytes of the document before this text, where it was cut.
+    """
 
     text: str
-    id: str  # where it comes from: a relative path, "file:line" or "file:row"
+    id: str
+    source: str = ""
+    url: str | None = None
+    start: int = 0
 
 
 Source = Callable[[DataConfig], Iterator[Document]]

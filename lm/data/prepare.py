@@ -9,12 +9,13 @@ import time
 from lm import storage
 from lm.config import DataConfig
 from lm.data.build import build_or_keep
-from lm.data.dataset import MANIFEST, TOKENIZER, VERSION, cached_copy, open_data, read_manifest
+from lm.data.dataset import MANIFEST, TOKENIZER, TOKENIZER_ABOUT, VERSION, cached_copy, open_data, read_manifest
 from lm.data.document import Progress
+from lm.data.provenance import docs_path
 from lm.data.shards import ends_path
 from lm.data.sources import inputs
 from lm.data.sources.files import python_version
-from lm.errors import UsageError
+from lm.errors import DamagedFileError, UsageError
 from lm.tokenizer.files import tokenizer_identity
 
 _STALE_SECONDS = 24 * 3600
@@ -56,21 +57,25 @@ def fetch_shards(url: str, cache: str | None = None, progress: Progress | None =
 
     Raises:
       UsageError: there is no manifest at the URL.
-      DamagedFileError: it is damaged.
+      DamagedFileError: it is damaged, or a file is missing.
       LmError: the store cannot be read, or the cache not be written.
     """
     manifest = read_manifest(url)
     folder = cached_copy(manifest, cache)
-    if os.path.exists(os.path.join(folder, MANIFEST)):
-        return folder
-    storage.make_folder(folder)
-    shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-    names = [TOKENIZER, *shards, *map(ends_path, shards), MANIFEST]
-    for done, name in enumerate(names):
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    files = [shard["file"] for shard in shards]
+    origins = [docs_path(shard["file"]) for shard in shards if "docs_sha256" in shard]
+    names = [TOKENIZER, TOKENIZER_ABOUT, *files, *map(ends_path, files), *origins, MANIFEST]
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if missing:
+        storage.make_folder(folder)
+    for done, name in enumerate(missing, len(names) - len(missing)):
         if progress:
             progress("copy shards", done, len(names), "files")
-        if not os.path.exists(os.path.join(folder, name)):
+        try:
             storage.download(storage.join(url, name), os.path.join(folder, name))
+        except FileNotFoundError as error:
+            raise DamagedFileError(f'"{url}" has no {name}, which its {MANIFEST} speaks of. Copy it again.') from error
     return folder
 
 

@@ -6,6 +6,7 @@ the position after its last token. A document is `[eot] + tokens`; one more eot 
 every document's last token has a next token to predict, and it belongs to no document.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.document import Document
+from lm.data.provenance import OriginWriter, docs_path
 from lm.errors import DamagedFileError, LmError, UsageError
 
 _HEADER = 256  # int32 values
@@ -75,7 +78,7 @@ class Shard:
           DamagedFileError: it is truncated, not a shard, or not what the manifest says.
         """
         expected = expected or {}
-        tokens = _map_tokens(path)
+        tokens = map_tokens(path)
         ends = _map_ends(ends_path(path))
         if not len(tokens) or (int(ends[-1]) if len(ends) else 0) != len(tokens) - 1:
             raise DamagedFileError(f'"{ends_path(path)}" does not fit the {len(tokens):,} tokens of "{path}".')
@@ -118,7 +121,15 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def _map_tokens(path: str) -> np.ndarray:
+def header_bytes(dtype: np.dtype, count: int) -> bytes:
+    """Return llm.c's header of a file of `count` tokens."""
+    header = np.zeros(_HEADER, "<i4")
+    header[:3] = (*_KINDS[np.dtype(dtype)], count)
+    return header.tobytes()
+
+
+def map_tokens(path: str) -> np.ndarray:
+    """Map the tokens of a file with llm.c's header; raises as `Shard.open`."""
     try:
         size = os.path.getsize(path)
         header = np.fromfile(path, "<i4", _HEADER)
@@ -151,63 +162,65 @@ def _map_ends(path: str) -> np.ndarray:
 class ShardWriter:
     """Writes one split as numbered shards, a document at a time.
 
-    A shard is closed at the first document end at or after `max_tokens`. `close` returns the manifest's
-    entry of the split. Raises OSError where the disk does; the caller names the folder.
+    A shard is closed at the first document end at or after `max_tokens`. `close` returns the shards' entries of the
+    manifest. Raises OSError where the disk does; the caller names the folder.
     """
 
     def __init__(
-        self, folder: str, split: str, dtype: np.dtype, eot_id: int, token_bytes_V: np.ndarray, max_tokens: int
+        self, folder: str, name: str, dtype: np.dtype, eot_id: int, token_bytes_V: np.ndarray, max_tokens: int
     ):
-        self._folder, self._split, self._eot_id = folder, split, eot_id
+        """Prepare to write `NAME-00000.bin`, … into a folder; `max_tokens` of each, about."""
+        self._folder, self._name, self._eot_id = folder, name, eot_id
         self._dtype, self._token_bytes_V, self._max_tokens = np.dtype(dtype), token_bytes_V, max_tokens
         self._file = None
         self._shards: list[dict[str, Any]] = []
 
-    def add(self, document: np.ndarray) -> None:
-        """Append one document: `[eot] + tokens`."""
+    def add(self, document: np.ndarray, origin: Document | None = None) -> None:
+        """Append one document: `[eot] + tokens`, and where it comes from, if that is known."""
         if self._file is None:
-            self._path = os.path.join(self._folder, f"{self._split}-{len(self._shards):05d}.bin")
+            self._path = os.path.join(self._folder, f"{self._name}-{len(self._shards):05d}.bin")
             self._file = open(self._path, "wb")  # noqa: SIM115 (open until the shard is full)
             self._file.write(bytes(4 * _HEADER))  # the header comes last, when the count is known
+            self._origins = OriginWriter(docs_path(self._path))
             self._tokens, self._bytes, self._ends = 0, 0, []
         self._file.write(document.astype(self._dtype).tobytes())
+        self._origins.add(origin)
         self._tokens += len(document)
         self._bytes += int(self._token_bytes_V[document].sum())
         self._ends.append(self._tokens)
         if self._tokens >= self._max_tokens:
             self._finish_shard()
 
-    def close(self) -> dict[str, Any]:
-        """Finish the last shard and return `{documents, tokens, bytes, shards}`."""
+    def close(self) -> list[dict[str, Any]]:
+        """Finish the last shard and return the entries of all: `file`, `documents`, `tokens`, `bytes` and hashes."""
         if self._file is not None:
             self._finish_shard()
-        totals = {name: sum(shard[name] for shard in self._shards) for name in ("documents", "tokens", "bytes")}
-        return {**totals, "shards": self._shards}
+        return self._shards
 
     def abort(self) -> None:
-        """Close the open file; the folder is thrown away."""
+        """Close the open files; the folder is thrown away."""
         if self._file is not None:
             self._file.close()
+            with contextlib.suppress(OSError):
+                self._origins.close(keep=False)
 
     def _finish_shard(self) -> None:
         self._file.write(np.array([self._eot_id], self._dtype).tobytes())
-        header = np.zeros(_HEADER, "<i4")
-        header[:2] = _KINDS[self._dtype]
-        header[2] = self._tokens + 1
         self._file.seek(0)
-        self._file.write(header.tobytes())
+        self._file.write(header_bytes(self._dtype, self._tokens + 1))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
         np.array(self._ends, "<u8").tofile(ends_path(self._path))
-        self._shards.append(
-            {
-                "file": os.path.basename(self._path),
-                "documents": len(self._ends),
-                "tokens": self._tokens,
-                "bytes": self._bytes,
-                "sha256": file_sha256(self._path),
-                "ends_sha256": file_sha256(ends_path(self._path)),
-            }
-        )
+        entry = {
+            "file": os.path.basename(self._path),
+            "documents": len(self._ends),
+            "tokens": self._tokens,
+            "bytes": self._bytes,
+            "sha256": file_sha256(self._path),
+            "ends_sha256": file_sha256(ends_path(self._path)),
+        }
+        if self._origins.close():
+            entry["docs_sha256"] = file_sha256(docs_path(self._path))
+        self._shards.append(entry)

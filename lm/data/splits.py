@@ -1,7 +1,9 @@
 """Which documents are for training, validation and test."""
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 from lm.data.sources import Document
 from lm.tokenizer.tokenizer import valid_unicode
@@ -23,17 +25,30 @@ def split_documents(
       validation_fraction: of documents (of bytes, for one document).
       test_fraction: the same.
     """
-    corpus = (Document(valid_unicode(document.text), document.id) for document in documents() if document.text)
+    corpus = _with_text(documents())
     first, second = next(corpus, None), next(corpus, None)
     if first is None:
         return
     if second is None:
         yield from cut_by_position(first, validation_fraction, test_fraction)
         return
-    yield split_of(first.text, validation_fraction, test_fraction), first
-    yield split_of(second.text, validation_fraction, test_fraction), second
-    for document in corpus:
+    for document in itertools.chain((first, second), corpus):
         yield split_of(document.text, validation_fraction, test_fraction), document
+
+
+def split_each(
+    documents: Iterable[Document], validation_fraction: float, test_fraction: float
+) -> Iterator[tuple[str, Document]]:
+    """As `split_documents`, of a part of a corpus: a document goes by its hash also where it is the only one."""
+    for document in _with_text(documents):
+        yield split_of(document.text, validation_fraction, test_fraction), document
+
+
+def _with_text(documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+        if document.text:
+            text = valid_unicode(document.text)
+            yield document if text is document.text else dataclasses.replace(document, text=text)
 
 
 def split_of(text: str, validation_fraction: float, test_fraction: float) -> str:
@@ -61,5 +76,6 @@ def cut_by_position(
         while stop < len(content) and content[stop] & 0xC0 == 0x80:  # inside a character
             stop -= 1
         if stop > start:
-            yield split, Document(content[start:stop].decode(), f"{document.id}[{start}:{stop}]")
+            text = content[start:stop].decode()
+            yield split, dataclasses.replace(document, text=text, start=document.start + start)
         start = max(start, stop)

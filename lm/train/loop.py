@@ -35,6 +35,7 @@ class Batches(Protocol):
     """What the loop needs of a loader: batches by step, their shapes, and the identity of the data."""
 
     manifest_hash: str
+    mixture_hash: str | None
     stages: Stages
 
     def batch(self, step: int, rows: Any = None, columns: Any = None) -> Mapping[str, np.ndarray]: ...
@@ -132,6 +133,11 @@ def train(
                 f"{first} then, {loader.rows_consumed(first)} now); restore config.data.batch_size, sequence_length "
                 "and stages, or choose another --workdir."
             )
+        if restored.data.get("mixture") != loader.mixture_hash:
+            raise ConfigError(
+                "the mixture of domains changed since this run began; restore config.data.mixture and max_epochs, or "
+                "choose another --workdir."
+            )
         step = hosts.replicate(mesh, np.int32(first))
         state = TrainState(step=step, **restored.items)
         console.note(f"resumed at step {first} of {num_steps}")
@@ -191,7 +197,11 @@ def train(
             saving(
                 step,
                 {name: getattr(state, name) for name in STATE_ITEMS},
-                data={"rows_consumed": loader.rows_consumed(step), "manifest_hash": loader.manifest_hash},
+                data={
+                    "rows_consumed": loader.rows_consumed(step),
+                    "manifest_hash": loader.manifest_hash,
+                    **({"mixture": loader.mixture_hash} if loader.mixture_hash else {}),
+                },
                 meta={"step": step, **(meta or {}), **figure},
                 must_succeed=must_succeed,
             )

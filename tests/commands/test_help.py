@@ -56,9 +56,10 @@ def test_every_verbs_help_has_an_example(lm, verb):
     assert "\nexample" in done.out and f"lm {verb} " in done.out.split("\nexample")[1]
 
 
-@pytest.mark.parametrize(
-    "action", [("data", "build"), ("data", "card"), ("data", "download"), ("tokenizer", "train"), ("tokenizer", "info")]
-)
+ACTIONS = {"data": ("build", "card", "where", "download", "import", "export"), "tokenizer": ("train", "info")}
+
+
+@pytest.mark.parametrize("action", [(verb, action) for verb, actions in ACTIONS.items() for action in actions])
 def test_every_actions_help_has_an_example(lm, action):
     done = lm(*action, "--help")
     assert done.code == 0 and f"lm {' '.join(action)} " in done.out.split("example")[1]

@@ -1,12 +1,19 @@
 """Small corpora and prepared folders."""
 
+import json
+import os
 import random
 
 import pytest
 
+from lm import storage
 from lm.config import DataConfig
-from lm.data.build import build
-from lm.data.dataset import open_data
+from lm.data.build import assemble_manifest, build, write_shards
+from lm.data.dataset import MANIFEST, TOKENIZER, open_data
+from lm.data.document import Document
+from lm.tokenizer import save
+
+DOMAINS = {"wiki": 40, "books": 12, "code": 90}  # documents
 
 
 def words(count: int, seed: int) -> str:
@@ -51,3 +58,25 @@ def sharded_folder(config, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(folder):
     return open_data(folder)
+
+
+def domain_text(domain, number):
+    return words(30, len(domain) * 1000 + number)
+
+
+def build_domains(folder, tokenizer, **options):
+    """Make a folder of three domains, each of several shards; returns it."""
+    entries = {}
+    for domain, count in DOMAINS.items():
+        documents = [Document(domain_text(domain, number), f"{domain}/{number}", "made up") for number in range(count)]
+        for split, some in write_shards(documents, folder, f"{domain}-", tokenizer, (0.1, 0.0), 700, domain).items():
+            entries.setdefault(split, []).extend(some)
+    manifest = assemble_manifest(entries, tokenizer=tokenizer, source={"name": "test"}, fractions=(0.1, 0.0), **options)
+    save(tokenizer, os.path.join(folder, TOKENIZER))
+    storage.write_atomic(os.path.join(folder, MANIFEST), json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def domains_folder(dataset, tmp_path_factory):
+    return build_domains(str(tmp_path_factory.mktemp("domains")), dataset.tokenizer)

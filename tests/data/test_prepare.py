@@ -75,7 +75,7 @@ def test_an_own_source_is_keyed_by_its_text(monkeypatch):
 
 
 def test_an_interrupted_build_leaves_nothing(config, cache, monkeypatch):
-    def interrupted(self, document):
+    def interrupted(self, document, origin=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ShardWriter, "add", interrupted)
@@ -85,7 +85,7 @@ def test_an_interrupted_build_leaves_nothing(config, cache, monkeypatch):
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(config, cache, monkeypatch):
-    def full(self, document):
+    def full(self, document, origin=None):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ShardWriter, "add", full)

@@ -68,7 +68,7 @@ def test_large_vocabularies_are_stored_in_32_bits(tmp_path):
     writer = ShardWriter(str(tmp_path), "train", np.uint32, 100_000, np.ones(100_001, np.int32), 10**6)
     document = np.array([100_000, 70_000, 5], np.uint32)
     writer.add(document)
-    entry = writer.close()["shards"][0]
+    entry = writer.close()[0]
     path = str(tmp_path / entry["file"])
     check_file(path, entry["sha256"])
     check_file(ends_path(path), entry["ends_sha256"])

@@ -170,6 +170,19 @@ def test_a_run_whose_schedule_changed_is_refused(setting, tmp_path):
         run((config, built, other), tmp_path)
 
 
+def test_a_run_whose_mixture_changed_is_refused(setting, tmp_path):
+    class Mixed(Loader):
+        mixture_hash = "0" * 64
+
+    config, built, loader = setting
+    mixed = Mixed(loader.dataset, sequence_length=16, stages=config.data.schedule, seed=config.seed)
+    run((config, built, mixed), tmp_path, stop_after=4)
+    data = CheckpointReader(str(tmp_path / "checkpoints" / "5")).json("data")
+    assert data["mixture"] == Mixed.mixture_hash
+    with pytest.raises(ConfigError, match="mixture of domains changed"):
+        run(setting, tmp_path)
+
+
 def test_a_task_with_the_validation_splits_name_is_not_taken_for_it(setting, tmp_path):
     config, built, loader = setting
     figures = {"eval": 2.0, "task": 1.0}

@@ -153,6 +153,7 @@ class Loader:
     """One batch, again and again."""
 
     manifest_hash = "0" * 64
+    mixture_hash = None
     stages = Stages(((0, B, T),), T)
 
     def batch(self, step, rows, columns):

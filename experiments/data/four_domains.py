@@ -1,0 +1,51 @@
+"""Four domains from raw files: an encyclopedia, books, the web and code; cleaned, filtered, deduplicated, packed.
+
+    LM_REAL_DATA=DIR python -m lm data build --config experiments/data/four_domains.py --out DIR2
+    python -m lm train --config experiments/tiny.py --config.data.source=shards --config.data.path=DIR2 …
+
+DIR holds `wiki/*.xml.bz2`, `books/*.txt`, `web/` (C4 as JSON lines, WARC files) and `code/*.tar.gz`; each source's
+paths can be given instead: `--config.sources.wiki.paths=https://dumps.wikimedia.org/…/enwiki-…-pages-articles1.xml.bz2`.
+"""
+
+import os
+
+from lm.corpus.config import default, source
+
+ROOT = os.environ.get("LM_REAL_DATA", "raw")
+
+
+def get_config():
+    config = default()
+    sources = config.sources
+    sources.wiki = source(
+        reader="wikipedia", paths=(f"{ROOT}/wiki/*.xml.bz2",), languages=("en",), license="CC-BY-SA-3.0"
+    )
+    sources.books = source(reader="books", paths=(f"{ROOT}/books/*.txt",), license="public domain in the USA")
+    sources.c4 = source(
+        reader="jsonl",
+        paths=(f"{ROOT}/web/c4-1000.jsonl",),
+        domain="web",
+        license="ODC-BY",
+        languages=("en",),
+        filters=("gopher_repetition", "gopher_quality", "c4", "fineweb_quality"),
+        pii=True,
+    )
+    sources.crawl = source(
+        reader="web",
+        paths=(f"{ROOT}/web/*.warc.gz",),
+        domain="web",
+        languages=("en",),
+        filters=("gopher_repetition", "gopher_quality", "c4", "fineweb_quality"),
+        pii=True,
+        min_quality=0.02,
+    )
+    sources.code = source(
+        reader="code", paths=(f"{ROOT}/code/*.tar.gz",), licenses=("MIT", "Apache-2.0"), pii=True, paragraphs=False
+    )
+    config.quality.good = ("wiki", "books")
+    config.quality.ordinary = ("c4", "crawl")
+    config.decontamination.paths = (f"{ROOT}/eval/core", f"{ROOT}/eval/hellaswag_val_full.txt.bz2")
+    config.weighting = "temperature"
+    config.temperature = 2.0
+    config.tokenizer_vocab_size = 8192
+    return config

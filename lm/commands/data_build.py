@@ -1,0 +1,129 @@
+"""`lm data build`: one source to shards, or a whole corpus from raw dumps."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from typing import Any
+
+from lm import storage
+from lm.commands import common
+from lm.errors import UsageError
+
+SCORER = "lm.evaluate.document_scores:open_scorer"  # of documents by one of our checkpoints
+_LINE_SECONDS = 10.0
+
+
+def add_arguments(build: argparse.ArgumentParser) -> None:
+    """Declare the action's arguments."""
+    build.add_argument(
+        "--config", required=True, metavar="FILE", help="an experiment (its data section is used), or a corpus"
+    )
+    build.add_argument("--out", required=True, metavar="DIR", help="a new folder, local or gs://, s3://")
+    build.add_argument("--shard-tokens", type=int, metavar="N", help="tokens per shard, about (100,000,000)")
+    build.add_argument("--json", action="store_true", help="print one JSON object")
+    corpus = build.add_argument_group("of a corpus")
+    corpus.add_argument("--work", metavar="DIR", help="files between stages; all workers must see it (DIR/work)")
+    corpus.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
+    corpus.add_argument("--executor", default="local", choices=("local", "ray"), help="where stages run (local)")
+    corpus.add_argument("--ray-address", metavar="HOST:PORT", help="of the Ray cluster ($RAY_ADDRESS, or one here)")
+
+
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Build; returns where the shards are on this machine, or, of a corpus, its folder and its card."""
+    if args.shard_tokens is not None and args.shard_tokens < 1:
+        raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
+    config_dict = common.call_in_file(args.config, "get_config", like="experiments/tiny.py")
+    if hasattr(config_dict, "get") and "sources" in config_dict:
+        return args.out, _corpus(args, config_dict)
+    from lm.data.build import SHARD_TOKENS, build
+
+    config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
+    progress = common.data_progress(common.note)
+    return build(config.data, args.out, progress=progress, shard_tokens=args.shard_tokens or SHARD_TOKENS), None
+
+
+def card_of(folder: str) -> dict[str, Any] | None:
+    """Return the card of a corpus that was built here; None: the folder is another one.
+
+    Raises:
+      DamagedFileError: it cannot be read as JSON.
+    """
+    from lm.corpus.card import CARD
+
+    path = storage.join(folder, CARD)
+    return storage.read_object(path, "sources", "hash") if storage.exists(path) else None
+
+
+def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
+    from lm.config import apply_overrides
+    from lm.corpus.build import build_corpus
+    from lm.corpus.config import CorpusConfig, resolve_corpus
+    from lm.report.data_card import card_page
+    from lm.train.interrupts import Interrupts
+
+    apply_overrides(config_dict, args.overrides, CorpusConfig)
+    if args.shard_tokens:
+        config_dict["shard_tokens"] = args.shard_tokens
+    common.require_positive(args, "workers")
+    config, work = resolve_corpus(config_dict), args.work or storage.join(args.out, "work")
+    with Interrupts().installed():
+        storage.make_folder(work)
+        with storage.locked(work, lambda: common.note("waiting for another build of this folder")):
+            executor = _executor(args, work)
+            try:
+                card = build_corpus(
+                    config,
+                    args.out,
+                    work=work,
+                    executor=executor,
+                    name=os.path.splitext(os.path.basename(args.config))[0],
+                    progress=StageLine(),
+                    command=shlex.join(["lm", *args.arguments]),
+                    scorer=SCORER,
+                )
+            finally:
+                executor.close()
+    page = storage.join(args.out, "card.html")
+    storage.write_atomic(page, card_page(card))
+    common.note(f"card: {page}")
+    return card
+
+
+def _executor(args: argparse.Namespace, work: str):
+    if args.executor == "ray":
+        from lm.corpus.on_ray import RayExecutor
+
+        return RayExecutor(work, args.ray_address)
+    from lm.corpus.local import LocalExecutor
+
+    return LocalExecutor(args.workers)
+
+
+class StageLine:
+    """Shows how far a stage is, with its rate and the time left: a line that changes, or one now and then."""
+
+    def __init__(self):
+        self._stage, self._start, self._last = "", 0.0, 0.0
+        self._is_terminal = sys.stderr.isatty()
+
+    def __call__(self, stage: str, tasks: tuple[int, int], size: tuple[int, int]) -> None:
+        now = time.monotonic()
+        is_new, is_end = stage != self._stage, tasks[0] == tasks[1]
+        if is_new:
+            self._stage, self._start, self._last = stage, now, now
+        if not is_end and now - self._last < (0.2 if self._is_terminal else _LINE_SECONDS):
+            return
+        self._last = now
+        seconds, (done, total) = now - self._start, size
+        text = f"{stage}: {tasks[0]:,} of {tasks[1]:,} tasks"
+        if is_end:
+            text += f", {total / 1e6:,.1f} MB" * bool(total) + f" in {seconds:.1f} s"
+        elif done:
+            text += f", {done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {done / 1e6 / seconds:,.1f} MB/s"
+            text += f", {(total - done) * seconds / done:,.0f} s left"
+        if self._is_terminal:
+            print(f"\r{text}\x1b[K", end="\n" if is_end else "", file=sys.stderr, flush=True)
+        else:
+            common.note(text)

@@ -1,0 +1,147 @@
+"""A corpus built: stage after stage, from raw files to token shards, manifest and card."""
+
+import datetime
+import hashlib
+import json
+from typing import Any
+
+import lm
+from lm import storage
+from lm.config import to_dict
+from lm.corpus import results
+from lm.corpus.card import CARD, build_card
+from lm.corpus.config import CorpusConfig
+from lm.corpus.dedup.stages import dedup
+from lm.corpus.filters import find_filters
+from lm.corpus.read import parts_of, read_tasks
+from lm.corpus.readers import find_reader
+from lm.corpus.references import evaluation_task, quality_task
+from lm.corpus.refine import refine_tasks, refined, score_tasks
+from lm.corpus.shards import shard_tasks, tokenizer_task
+from lm.corpus.stage import Executor, Progress, Stages
+from lm.data.build import assemble_manifest
+from lm.data.dataset import MANIFEST, TOKENIZER, read_manifest
+from lm.errors import UsageError
+from lm.tokenizer import load_tokenizer
+
+
+def build_corpus(
+    config: CorpusConfig,
+    out: str,
+    *,
+    executor: Executor,
+    work: str,
+    name: str = "corpus",
+    command: str = "",
+    progress: Progress | None = None,
+    scorer: str | None = None,
+) -> dict[str, Any]:
+    """Build a corpus into a folder that `lm.data.dataset.open_data` opens, and return its card.
+
+    What is done is not done again: broken off anywhere, the same call continues, and its files are the same bytes as
+    those of an undisturbed one, whatever the executor.
+
+    Args:
+      config: what to build.
+      out: the folder, local or on an object store; the manifest is its last file.
+      executor: of the stages' tasks.
+      work: the folder of the files between stages. All workers must see both.
+      name, command: for the card.
+      progress: told how far each stage has come.
+      scorer: "package.module:Name" that opens `config.perplexity_checkpoint`; handed in, since it needs a model.
+
+    Raises:
+      ConfigError, UsageError: something named in the config does not exist, or the folder holds another corpus.
+      LmError: tasks failed; all others are done.
+    """
+    for source in config.sources.values():  # what is misspelled is found before the work
+        find_reader(source.reader)
+        find_filters(source.filters)
+    if (card := _finished(config, out)) is not None:
+        return card
+    storage.make_folder(out)
+    stages = Stages(executor, progress)
+
+    read = read_tasks(work, config)
+    read_stats = stages.run("read", read)
+    parts = parts_of(read, read_stats)
+
+    evaluations = evaluation_task(work, config)
+    indexed = stages.run("evaluation sets", [evaluations]) if evaluations else []
+    refine = refine_tasks(work, config, parts, evaluations)
+    tallied = [_zip(refine, stages.run("refine", refine))]
+    parts = refined(parts, tallied[-1])
+
+    quality = None
+    if config.quality.good or config.perplexity_checkpoint:
+        classifier = quality_task(work, config, parts)
+        if classifier:
+            (quality,) = stages.run("quality classifier", [classifier])
+        score = score_tasks(work, config, parts, classifier, scorer)
+        tallied.append(_zip(score, stages.run("score", score)))
+        parts = refined(parts, tallied[-1])
+
+    deduplicated = dedup(work, parts, config, stages.run)
+    tallied.append(deduplicated.kept)
+    parts = deduplicated.parts
+
+    tokenizer = tokenizer_task(out, work, config, parts)
+    stages.run("tokenizer", [tokenizer])
+    shards = shard_tasks(out, work, config, parts, tokenizer)
+    written = _zip(shards, stages.run("tokenize", shards))
+
+    tokens = results.tokens_by("domain", written, ["train"])
+    mixture = results.mixture_of(config, tokens)
+    encoder = load_tokenizer(storage.join(out, TOKENIZER))
+    manifest = assemble_manifest(
+        results.entries_of(written),
+        tokenizer=encoder,
+        source={"name": "corpus", "path": None, "config": _identity(config)},
+        fractions=(config.validation_fraction, config.test_fraction),
+        mixture=mixture,
+    )
+    card = build_card(
+        name=name,
+        command=command,
+        lm_version=lm.__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        config=to_dict(config),
+        content_hash=manifest["hash"],
+        seconds=stages.seconds,
+        tokenizer=manifest["tokenizer"],
+        splits=manifest["splits"],
+        mixture=results.mixture_card(config, mixture, tokens),
+        sources=results.source_cards(
+            config, _zip(read, read_stats), tallied, results.tokens_by("source", written, manifest["splits"])
+        ),
+        outputs=results.output_files(manifest),
+        rules=results.rules(),
+        duplicates=deduplicated.about,
+        decontamination=results.decontamination_card(config, indexed[0]["sets"], tallied[0]) if indexed else None,
+        quality_classifier=quality,
+        count_tokens=lambda text: len(encoder.encode(text)),
+    )
+    storage.write_atomic(storage.join(out, CARD), json.dumps(card, ensure_ascii=False, indent=1) + "\n")
+    storage.write_atomic(storage.join(out, MANIFEST), json.dumps(manifest, indent=1) + "\n")
+    return card
+
+
+def _zip(tasks, stats) -> results.Results:
+    return list(zip(tasks, stats, strict=True))
+
+
+def _identity(config: CorpusConfig) -> str:
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def _finished(config: CorpusConfig, out: str) -> dict[str, Any] | None:
+    """Return the card of a folder whose corpus is built.
+
+    Raises:
+      UsageError: the folder holds another corpus, or something else.
+    """
+    if MANIFEST not in storage.list_names(out):
+        return None
+    if read_manifest(out)["source"].get("config") != _identity(config):
+        raise UsageError(f'"{out}" holds other data, or this corpus as another config made it. Choose a new folder.')
+    return storage.read_object(storage.join(out, CARD))

@@ -15,7 +15,6 @@ Reports bits per byte of each domain's held-out text, windows of 256 tokens move
 difference clean - raw and its paired 95 % interval (`lm.sweep.statistics`). What is done is not done again: the same
 command continues. Two cores: about 20 minutes. `--config.a.b=v` changes the model's config on both sides.
 Prints Markdown, then one JSON object.
-MEASURED
 """
 
 import argparse

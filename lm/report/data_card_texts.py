@@ -67,7 +67,7 @@ def rejected(samples: Sequence[Sample], counts: Mapping[str, int], code: bool = 
         )
         for rule in rules
     ]
-    return page.fold(f"Dropped: samples by {len(rules)} rules", *folds)
+    return page.fold(f"Dropped: samples of each rule ({len(rules)})", *folds)
 
 
 def document(sample: Sample, *, code: bool = False, text: page.Markup | None = None) -> page.Markup:

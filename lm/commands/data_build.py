@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from lm import storage
+from lm import __version__, storage
 from lm.commands import common
 from lm.errors import UsageError
 
@@ -80,6 +80,7 @@ def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
                     executor=executor,
                     name=os.path.splitext(os.path.basename(args.config))[0],
                     progress=StageLine(),
+                    version=__version__,
                     command=shlex.join(["lm", *args.arguments]),
                     scorer=SCORER,
                 )

@@ -5,7 +5,6 @@ import hashlib
 import json
 from typing import Any
 
-import lm
 from lm import storage
 from lm.config import to_dict
 from lm.corpus import results
@@ -33,6 +32,7 @@ def build_corpus(
     work: str,
     name: str = "corpus",
     command: str = "",
+    version: str = "",
     progress: Progress | None = None,
     scorer: str | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def build_corpus(
       out: the folder, local or on an object store; the manifest is its last file.
       executor: of the stages' tasks.
       work: the folder of the files between stages. All workers must see both.
-      name, command: for the card.
+      name, command, version (of lm): for the card.
       progress: told how far each stage has come.
       scorer: "package.module:Name" that opens `config.perplexity_checkpoint`; handed in, since it needs a model.
 
@@ -103,7 +103,7 @@ def build_corpus(
     card = build_card(
         name=name,
         command=command,
-        lm_version=lm.__version__,
+        lm_version=version,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         config=to_dict(config),
         content_hash=manifest["hash"],

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import lm
 from lm import storage
 from lm.corpus.local import attempt
 from lm.corpus.task import Failure, Task
@@ -32,7 +31,7 @@ class RayExecutor:
         """
         self._ray = _import_ray()
         address = address or os.environ.get("RAY_ADDRESS")
-        package = os.path.dirname(os.path.abspath(lm.__file__))
+        package = os.path.dirname(os.path.abspath(storage.__file__))  # lm itself goes to the cluster's machines
         options = {"runtime_env": {"py_modules": [package]}, "logging_level": logging.ERROR, "log_to_driver": False}
         try:
             self._ray.init(address=address or "auto", **options)

@@ -125,7 +125,7 @@ def planned(
         end = min(weights[number + 1][0], total_rows) if number + 1 < len(weights) else total_rows
         if end <= first:  # no row begins in it
             continue
-        had = Mixture(capped, seed).counts(first) if capped else {}
+        had = Mixture(capped, seed, end=first).counts(first) if capped else {}
         left = {domain: limit - had.get(domain, 0) for domain, limit in limits.items()}
         capped.append((first, cap_rows(wanted, left, end - first)))
     return Mixture(capped, seed, end=total_rows)

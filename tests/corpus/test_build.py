@@ -88,6 +88,7 @@ def test_a_wrong_config_is_refused_in_one_line(built, tmp_path, capsys, override
     assert said in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named_the_rest_is_done_and_after_its_repair_only_that_is_left(tmp_path, capsys):
     config, out = write_corpus(tmp_path / "raw"), tmp_path / "out"
     dump = tmp_path / "raw" / "wiki.xml.bz2"
@@ -106,6 +107,7 @@ def test_a_damaged_file_is_named_the_rest_is_done_and_after_its_repair_only_that
     assert all(path.stat().st_mtime_ns == at for path, at in read.items())
 
 
+@pytest.mark.slow
 def test_what_came_before_the_damage_is_kept_if_the_config_says_so(tmp_path):
     config, out = write_corpus(tmp_path / "raw"), tmp_path / "out"
     broken = tmp_path / "raw" / "web" / "1.jsonl.gz"

@@ -40,7 +40,7 @@ def test_both_nodes_work_and_failures_are_named(cluster, tmp_path):
     try:
         some = [Task(str(tmp_path / f"{i}"), tasks.where, {}) for i in range(8)]
         assert len({stats["node"] for stats in Stages(executor).run("where", some)}) == 2
-        ((index, failure),) = executor.run([Task(str(tmp_path / "x"), tasks.refuse, {})], lambda *_: None)
+        ((_, failure),) = executor.run([Task(str(tmp_path / "x"), tasks.refuse, {})], lambda *_: None)
         assert failure.reason == "the file is damaged."
     finally:
         executor.close()

@@ -21,7 +21,8 @@ import numpy as np
 DOMAINS = ("wiki", "books", "web", "code")
 HELD_OUT = 10  # one document in so many
 SHINGLE_WORDS = 5
-NEAR = 0.5  # share of the shorter text's shingles that a training document may have in common with held-out text
+NEAR = 0.5  # share of shingles in common at which a training document is near to a held-out one:
+LONG = 200  # of the shorter one's, if both have so many; else of both together, or a license's text would be enough
 
 
 def is_held_out(name: str) -> bool:
@@ -156,7 +157,7 @@ class HeldOut:
         self._shingles, self._owners = shingles[order], owners[order]
 
     def is_near(self, text: str) -> bool:
-        """Return whether a text shares at least `NEAR` of its shingles, or of a held-out text's, with one of those."""
+        """Return whether a text is near to one of those held out."""
         from lm.corpus.dedup.shingles import shingle_set
 
         own = shingle_set(text, SHINGLE_WORDS)
@@ -167,4 +168,5 @@ class HeldOut:
         if not hits:
             return False
         shared = np.bincount(np.concatenate(hits), minlength=len(self._sizes))
-        return bool((shared >= NEAR * np.minimum(self._sizes, len(own)).clip(1)).any())
+        shorter, union = np.minimum(self._sizes, len(own)), self._sizes + len(own) - shared
+        return bool((shared >= NEAR * np.where(shorter >= LONG, shorter, union)).any())

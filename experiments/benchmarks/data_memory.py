@@ -9,7 +9,9 @@ paragraphs, a tokenizer trained on it, shards. Two workers, parts of 4 MB, so th
 
 Reports the largest process of the tree (the kernel's count) and the most that all of them held at one time (resident
 pages, sampled every 0.1 s; pages that they share count in each). Prints Markdown, then one JSON object.
-MEASURED
+
+Two cores that seven others loaded: 10 MB: largest process 197 MB, all together 432 MB, 83 s; 100 MB: 237 MB, 498 MB,
+425 s.
 """
 
 import argparse

@@ -37,7 +37,9 @@ def duplicates(found: Found | None) -> page.Markup | None:
     ]
     svg = s_curve(curve, parameters.get("threshold")) if curve else None
     known = {name.replace("_", " "): value for name, value in parameters.items() if name != "s_curve"}
-    known |= {f"{name} pairs": f"{found[name]:,}" for name in ("candidates", "verified") if name in found}
+    known = {name: ("no", "yes")[value] if isinstance(value, bool) else value for name, value in known.items()}
+    pairs = {"candidates": "pairs compared", "verified": "pairs at the threshold or above"}
+    known |= {text: f"{found[name]:,}" for name, text in pairs.items() if name in found}
     return page.section(
         "Duplicates",
         page.numbers(figures),

@@ -34,7 +34,7 @@ STYLE = """
 .pair .document { margin: 0 0 8px; min-width: 0; }
 .pair .text { max-height: 22em; }
 td .bar { background: var(--rule); }
-.rules td:first-child { min-width: 18em; white-space: normal; }
+.rules td:first-child { min-width: 22em; white-space: normal; }
 .rules small { display: block; color: var(--quiet); font-size: 13px; line-height: 1.4; }
 mark { color: inherit; background: color-mix(in srgb, var(--series-1) 28%, transparent); border-radius: 2px; }
 @media (max-width: 640px) { .rules td:first-child { min-width: 12em; } .pair { grid-template-columns: 1fr; } }
@@ -67,7 +67,7 @@ def rejected(samples: Sequence[Sample], counts: Mapping[str, int], code: bool = 
         )
         for rule in rules
     ]
-    return page.fold(f"Dropped: samples by {len(rules)} rules", *folds)
+    return page.fold(f"Dropped: samples of each rule ({len(rules)})", *folds)
 
 
 def document(sample: Sample, *, code: bool = False, text: page.Markup | None = None) -> page.Markup:
@@ -102,7 +102,7 @@ def pairs(found: Iterable[Mapping[str, Any]]) -> list[page.Markup]:
         line = page.paragraph(f"Jaccard similarity {pair['jaccard']:.3f}{same}")
         shown.append(page.join([line, page.Markup(f'<div class="pair">\n{page.join(sides)}\n</div>')]))
     rest = shown[_OPEN_SAMPLES:]
-    out = [page.heading("Nearest duplicates")] if shown else []
+    out = [page.heading("Pairs of near-duplicates")] if shown else []
     return [*out, *shown[:_OPEN_SAMPLES], *([page.fold(f"{len(rest)} more pairs", *rest)] if rest else [])]
 
 

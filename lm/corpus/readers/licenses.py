@@ -18,9 +18,7 @@ _EXPRESSION = re.compile(r"\(*[A-Za-z0-9][\w.+-]*\)*(?:\s+(?:AND|OR|WITH)\s+\(*[
 # Phrases of texts in lower case, of which only letters, digits and dots are left.
 _MIT = "permission is hereby granted free of charge to any person obtaining a copy of this software and associated"
 _BSD = "redistribution and use in source and binary forms with or without modification are permitted provided that"
-_ISC = (
-    "permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is"
-)
+_ISC = "permission to use copy modify and(?: or)? distribute this software for any purpose with or without fee is"
 _GNU = r"general public license (?:as published by the free software foundation )?(?:either )?version"
 _MPL = "secondary license"  # which the Mozilla and Eclipse licences name, with versions
 _FINGERPRINTS: tuple[tuple[str, str, str, str], ...] = (  # name, regex, another that must match, one that must not

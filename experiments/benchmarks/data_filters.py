@@ -9,7 +9,14 @@ called as in its `examples/fineweb.py`: C4 without the rule about final punctuat
 import of the filters and of what splits words (spaCy's blank English for datatrove).
 
 Prints Markdown, then one JSON object; exit code 1 where fewer than 99 % of the decisions agree on c4-1000.
-MEASURED
+
+Measured on a shared machine of 2 CPU cores (load 8 to 11), Python 3.11, datatrove 0.10.1 with spaCy 3.8, 3 rounds.
+MB/s of ours, of datatrove, the ratio, and the ratio with both starts: gopher_repetition 3.69, 0.32, 12.3, 10.7;
+gopher_quality 5.86, 0.40, 14.5, 11.9; c4 10.7, 0.28, 36.5, 23.4; fineweb_quality 8.24, 0.37, 22.5, 14.9; all four in a
+chain 2.77, 0.11, 19.6, 17.1. On c4-1000 933, 830, 828, 999 and 717 documents pass, on both sides the same ones, and the
+rest fail by the same rules; so do all pieces of books, wikitext and code, and the chain leaves the same texts. Of the
+words 99.9995 % are spaCy's (c4-1000), 100 % (books), 99.992 % (wikitext) and 99.998 % (code). What differs: a special
+case that spaCy's matcher begins across a space hides one after it (`'' ''`, `) :)`); scripts that spaCy has lists of.
 """
 
 import argparse

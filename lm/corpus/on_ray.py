@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from lm.corpus.task import Failure, Task
 from lm.errors import LmError, UsageError
 
 _POLL_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
 _MAX_TRIES = 3  # of a task whose machine is lost
 _AHEAD = 2  # tasks submitted per core of the cluster
 
@@ -31,13 +33,15 @@ class RayExecutor:
         """
         self._ray = _import_ray()
         address = address or os.environ.get("RAY_ADDRESS")
+        if address:
+            _check_answers(address)
         package = os.path.dirname(os.path.abspath(storage.__file__))  # lm itself goes to the cluster's machines
         options = {"runtime_env": {"py_modules": [package]}, "logging_level": logging.ERROR, "log_to_driver": False}
         try:
             self._ray.init(address=address or "auto", **options)
         except ConnectionError as error:
             if address:
-                raise UsageError(f"no Ray cluster at {address}: {error}. Start one with `ray start --head`.") from error
+                raise _no_cluster(address, error) from error
             self._ray.init(**options)
         self._check_folder(work)
 
@@ -96,6 +100,21 @@ class RayExecutor:
             raise LmError(f"Ray: {str(error).strip().splitlines()[0]}") from error
         finally:
             storage.remove(probe)
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # ray://…, auto
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(f"no Ray cluster at {address}: {error}. Start one with `ray start --head`.")
 
 
 def _import_ray():

@@ -96,8 +96,7 @@ def source_cards(
 def rules() -> dict[str, dict[str, str]]:
     """Return where each rule's threshold is from, by `filter/rule`."""
     return {
-        f"{row['filter']}/{row['rule']}": {"threshold": str(row["threshold"]), "origin": row["source"]}
-        for row in thresholds_table()
+        f"{row['filter']}/{row['rule']}": {"drops": row["drops"], "origin": row["source"]} for row in thresholds_table()
     }
 
 

@@ -60,7 +60,7 @@ class Stages:
         self._progress(name, (0, len(tasks)), (0, total))
 
         def moved(index: int, size: int) -> None:
-            done[index] = size
+            done[index] = min(size, tasks[index].size)  # some tasks count text and not bytes, or bytes decompressed
             self._progress(name, (ended, len(tasks)), (sum(done), total))
 
         for index, result in self._executor.run(tasks, moved):

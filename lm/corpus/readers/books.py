@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from lm.corpus.config import SourceConfig
 from lm.corpus.readers.hard_wrapped import unwrap
+from lm.corpus.readers.inputs import name_of
 from lm.corpus.readers.opening import open_input
 from lm.corpus.record import Record
 
@@ -55,12 +56,12 @@ _BOLD = re.compile(r"(?<![\w=])=(?=[^\s=])([^=\n]{1,200}?)(?<=[^\s=])=(?![\w=])"
 def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> Iterator[Record]:
     """Yield the book that a file holds.
 
-    The id is the path. Metadata, where the book says them: `title`, `author`, `gutenberg` (its number there).
+    The id is the name of the file (`name_of`). Metadata, where the book says them: `title`, `author`, `gutenberg` (its number there).
 
     Args:
       path: a text file in UTF-8, UTF-16 with its mark, or the 8-bit encoding that its header declares (without one
         Windows-1252, of which Latin-1's text is a part); compressed or not, local or a URL.
-      source: not looked at.
+      source: its `paths`, which the name begins below.
       skip: told of a file that is no text or beyond `MAX_BYTES`.
 
     Raises:
@@ -80,7 +81,9 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
     if not body:
         return skip(path, "it holds no text")
     number = metadata.get("gutenberg")
-    yield Record(path, body, url=number and f"https://www.gutenberg.org/ebooks/{number}", metadata=metadata)
+    yield Record(
+        name_of(path, source), body, url=number and f"https://www.gutenberg.org/ebooks/{number}", metadata=metadata
+    )
 
 
 def decode(data: bytes) -> str | None:

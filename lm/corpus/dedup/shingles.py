@@ -70,11 +70,16 @@ class _Tokens(dict):
         self.hashes, self.first, self.words, self.characters = array("Q"), array("q"), array("q"), array("q")
 
     def __missing__(self, token: str) -> int:
-        words = [token.lower().encode()] if token.isascii() and token.isalpha() else split_words(token)
         self.first.append(len(self.hashes))
-        self.words.append(len(words))
-        self.characters.append(len(b" ".join(words).decode("utf-8", "surrogatepass")))
-        self.hashes.extend(map(self._xxh3, words))
+        if token.isascii() and token.isalpha():  # half of them
+            self.words.append(1)
+            self.characters.append(len(token))
+            self.hashes.append(self._xxh3(token.lower().encode()))
+        else:
+            words = split_words(token)
+            self.words.append(len(words))
+            self.characters.append(len(b" ".join(words).decode("utf-8", "surrogatepass")))
+            self.hashes.extend(map(self._xxh3, words))
         self[token] = number = len(self)
         return number
 

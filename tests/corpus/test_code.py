@@ -350,3 +350,29 @@ def test_real_tarballs_are_read_whole_under_their_licences(real_data):
         assert {found.metadata["license"] for found in records.values()} == {license}
         (step,) = code.steps(SourceConfig(reader="code"))
         assert {path for path, found in records.items() if step(found)} == {"LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "rest"),
+    [
+        ("a.py", "# Copyright 2024 Somebody\n#\n# Licensed under the Apache License\n\n", '"""A module."""\n'),
+        ("a.py", "#!/usr/bin/env python\n# Copyright 2024\n", "import os\n"),
+        ("a.c", "/* Copyright 2024\n * License: MIT\n */\n", "#include <stdio.h>\nint x;\n"),
+        ("a.c", "// SPDX-License-Identifier: MIT\n", "#include <stdio.h>\nint x;\n"),
+        ("a.html", "<!-- (c) licence: see LICENSE -->\n", "<p>text</p>\n"),
+    ],
+)
+def test_a_legal_header_goes_and_the_first_line_and_the_code_stay(tmp_path, name, header, rest):
+    (tmp_path / name).write_text(header + rest)
+    (record,), (step,) = read(tmp_path)[0].values(), find_reader("code").steps(SourceConfig())
+    assert step(record) is None and step.counts["legal headers"] == 1
+    assert record.text == (header.split("\n")[0] + "\n" if header.startswith("#!") else "") + rest
+
+
+@pytest.mark.parametrize(
+    "top", ["# what this module does\nx = 1\n", "#include <license.h>\nint x;\n", '"""License."""\nx = 1\n']
+)
+def test_other_comments_at_the_top_stay(tmp_path, top):
+    (tmp_path / ("a.c" if "include" in top else "a.py")).write_text(top)
+    (record,), (step,) = read(tmp_path)[0].values(), find_reader("code").steps(SourceConfig())
+    assert step(record) is None and record.text == top

@@ -35,14 +35,25 @@ _MARK = re.compile(
 _MINIFIED_NAME = re.compile(r"[.-]min\.(js|css|mjs)$")
 
 
-class Code:
-    """Says of a record of the reader `code` why it is no code to learn from.
+# A comment at the very top, after a `#!` line at most: lines of one mark, or one block.
+_TOP_COMMENT = re.compile(
+    r"(?P<first>#![^\n]*\n)?\s*"
+    r"(?:(?:#(?=[\s#])[^\n]*\n?)+|(?://[^\n]*\n?)+|(?:--[^\n]*\n?)+|(?:;[^\n]*\n?)+|(?:%[^\n]*\n?)+"
+    r"|/\*(?:(?!\*/)[\s\S]){0,20000}\*/|<!--(?:(?!-->)[\s\S]){0,20000}-->)\s*"
+)
+_LEGAL = re.compile(r"copyright|licen[cs]e|spdx-", re.IGNORECASE)
 
-    The first rule that holds is the one named, in the order below.
+
+class Code:
+    """Says of a record of the reader `code` why it is no code to learn from, and takes its legal header away.
+
+    The first rule that holds is the one named, in the order below. A header of copyright and licence is the same in every
+    file of a repository: it teaches nothing, and makes near-duplicates of files that share little else. What it says is
+    in `metadata["license"]`.
 
     Attributes:
       name: `code`.
-      counts: changes made: none.
+      counts: changes made: `legal headers`.
     """
 
     name = "code"
@@ -53,7 +64,7 @@ class Code:
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __call__(self, record: Record) -> Rejection | None:
-        """Return why a record is dropped; None: it is kept, unchanged."""
+        """Return why a record is dropped; None: it is kept."""
         metadata, text = record.metadata, record.text
         path, language = metadata.get("path", record.id), metadata.get("language")
         license = metadata.get("license", UNKNOWN)
@@ -76,6 +87,11 @@ class Code:
             return minified
         if self.licenses and not accepted(license, self.licenses):
             return Rejection("code/license", license)
+        if (header := _TOP_COMMENT.match(text)) and _LEGAL.search(header[0]):
+            self.counts["legal headers"] += 1
+            record.text = (header["first"] or "") + text[header.end() :]
+            if not record.text.strip():
+                return Rejection("code/empty")
         return None
 
 

@@ -349,7 +349,9 @@ def test_real_tarballs_are_read_whole_under_their_licences(real_data):
         assert (len(records), skipped) == (count, [])
         assert {found.metadata["license"] for found in records.values()} == {license}
         (step,) = code.steps(SourceConfig(reader="code"))
-        assert {path for path, found in records.items() if step(found)} == {"LICENSE"}
+        dropped = {path: rejection.rule for path, found in records.items() if (rejection := step(found))}
+        assert dropped.pop("LICENSE") == "code/unknown language"
+        assert all(path.endswith("__init__.py") and rule == "code/empty" for path, rule in dropped.items()), dropped
 
 
 @pytest.mark.parametrize(

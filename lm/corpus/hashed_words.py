@@ -40,14 +40,18 @@ def hash_ngrams(words: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
 
     A polynomial in the words' hashes modulo 2^64, scrambled with n, so that n-grams of different lengths are unlike.
     """
-    out: dict[int, np.ndarray] = {}
+    parts: dict[int, np.ndarray] = {}
     total = np.zeros(len(words), np.uint64)
     for n in range(1, max(lengths, default=0) + 1):
         count = max(0, len(words) - n + 1)
         total = total[:count] * np.uint64(_MULTIPLIER) + words[n - 1 : n - 1 + count]
         if n in lengths:
-            out[n] = _scrambled(total ^ np.uint64(n))
-    return [out[n] for n in lengths]
+            parts[n] = total ^ np.uint64(n)
+    if not parts:
+        return []
+    scrambled = _scrambled(np.concatenate(list(parts.values())))  # at once: documents are short, calls take time
+    ends = dict(zip(parts, np.cumsum([len(part) for part in parts.values()]).tolist(), strict=True))
+    return [scrambled[ends[n] - len(parts[n]) : ends[n]] for n in lengths]
 
 
 def _scrambled(x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,14 @@ The pairs are paragraphs of two editions of one book (Project Gutenberg 1661): b
 200 characters, line ends of two counted, as they stand in the files. "True" pairs come from sets of word tuples, all
 against all, without hashing. Each peer makes signatures of the same texts in a process of its own, the fastest of
 some rounds counts, in CPU seconds.
-RESULTS
+
+Measured on 2 shared cores (load 4 to 8, datatrove 0.10.1, rensa 0.5.0, datasketch 2.0.0). All 843 pairs by words as
+they stand are found, and all 846 by normalized words, with 11 candidates beside the 837 texts that are the same. Among
+3,019 texts and copies with up to 5 % of the words replaced, 1,672 pairs of at least 0.8: 14 x 8 finds 1,660 with 1,629
+candidates, 20 x 6 all with 2,045; verified pairs are all true. Signatures of 6.34 MB: 8.0 MB/s with 20 x 6 and 9.5 with
+14 x 8, 11.1 and 10.2 once all words are known, rensa 21.7 and datasketch 3.1 (of texts normalized before), datatrove
+0.36. So 14 x 8 takes 1/27 of datatrove's time, 20 x 6 1/22, 1/31 once words are known; start and reading included 1/20
+and 1/19; the whole stage from records to files, start included, 1/18. Memory: `lm.corpus.dedup.stages`.
 """
 
 import argparse

@@ -11,7 +11,8 @@ from lm.corpus.dedup.clusters import best_of_each, components
 from lm.corpus.dedup.exact import without_paragraphs
 from lm.corpus.dedup.near import gather, split_groups
 from lm.corpus.dedup.pairs import first_of_equal
-from lm.corpus.record import SUFFIX, read_records, write_records
+from lm.corpus.record import SUFFIX, Record, Rejection, read_records, write_records
+from lm.corpus.tally import Tally
 from lm.corpus.task import Report
 
 _EXCERPT = 600  # characters of an example
@@ -115,10 +116,11 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
 
     Args:
       arguments: `part`, `index`, `group`, `clusters` (prefix, or None), `paragraphs` (prefix), `partitions` (0: no
-        paragraphs).
+        paragraphs), `seed`, `name` (the source's).
 
     Returns:
-      `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents dropped, the last for
+      a `lm.corpus.tally.Tally`'s stats, of the step `dedup`, whose rules are `dedup/exact`, `dedup/near` and
+      `dedup/emptied`; and `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents dropped, the last for
       having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
     """
     group, index = arguments["group"], arguments["index"]
@@ -138,25 +140,42 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
             position_of(found["ids"][here]).tolist(), found["numbers"][here].tolist(), strict=True
         ):
             repeated.setdefault(position, set()).add(number)
-    counts, kept = Counter({"exact": 0, "near": 0, "emptied": 0, "paragraphs": 0}), []
+    step, tally, kept = _Drop(dropped, repeated), Tally(arguments["seed"]), []
     before, after, done = Counter(documents=0, bytes=0), Counter(documents=0, bytes=0), 0
-    for position, record in enumerate(read_records(arguments["part"] + SUFFIX)):
+    for record in read_records(arguments["part"] + SUFFIX):
         done += len(record.text)
         report(done)
         before.update(documents=1, bytes=_bytes(record.text))
-        if position in dropped:
-            counts[dropped[position]] += 1
-            continue
-        if position in repeated:
-            counts["paragraphs"] += len(repeated[position])
-            record.text = without_paragraphs(record.text, repeated[position])
-            if not record.text:
-                counts["emptied"] += 1
-                continue
-        after.update(documents=1, bytes=_bytes(record.text))
-        kept.append(record)
+        if tally.run([step], record) is not None:
+            after.update(documents=1, bytes=_bytes(record.text))
+            kept.append(record)
     write_records(out + SUFFIX, kept)
-    return {"before": dict(before), "after": dict(after), **counts}
+    return tally.stats() | {"before": dict(before), "after": dict(after), **step.dropped, **step.counts}
+
+
+class _Drop:
+    """The document step that drops what stands elsewhere, of a part's records in their order."""
+
+    name = "dedup"
+
+    def __init__(self, documents: Mapping[int, str], paragraphs: Mapping[int, set[int]]):
+        self._documents, self._paragraphs, self._position = documents, paragraphs, -1
+        self.dropped, self.counts = Counter(exact=0, near=0, emptied=0), Counter(paragraphs=0)
+
+    def __call__(self, record: Record) -> Rejection | None:
+        self._position += 1
+        why = self._documents.get(self._position)
+        if why is None and (repeated := self._paragraphs.get(self._position)):
+            self.counts["paragraphs"] += len(repeated)
+            text = without_paragraphs(record.text, repeated)
+            if text:
+                record.text = text
+            else:
+                why = "emptied"
+        if why is None:
+            return None
+        self.dropped[why] += 1
+        return Rejection(f"dedup/{why}")
 
 
 def _of_part(ids: np.ndarray, part: int) -> slice:

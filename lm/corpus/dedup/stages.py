@@ -47,7 +47,8 @@ from lm.corpus.part import Part
 from lm.corpus.task import Task
 
 EXAMPLES = 20  # pairs
-_SEED = 1
+_COUNTS = ("exact", "near", "emptied", "paragraphs")
+_SEED = 1  # of the signatures
 _PARTITION_ROWS = 2**24  # of 24 bytes
 _VERIFIER_BYTES = 2**30  # of shingles
 _SHINGLE_BYTES_PER_BYTE = 1.5  # a word takes about 5.7 bytes of text, its shingle 8
@@ -67,11 +68,13 @@ class DedupResult:
       about: for the card: `exact`, `near`, `emptied`, `paragraphs`, `candidates`, `verified` (pairs), `clusters`:
         {"sizes": {documents: clusters}}, `between`: [[source of the dropped, of the kept, documents]], `parameters`
         with `s_curve`, `pairs`: [{"jaccard", "a": {"source", "id", "text"}, "b": …}].
+      kept: the tasks of the stage `keep` and their stats, each a `lm.corpus.tally.Tally`'s; none if nothing was asked for.
     """
 
     parts: list[Part]
     by_source: dict[str, dict[str, Any]]
     about: dict[str, Any]
+    kept: list[tuple[Task, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
     options = config.dedup
     asked = options.exact or options.near
     if not parts or not (asked or plan.with_paragraphs):
-        return DedupResult(list(parts), _unchanged(parts), _about(config, {}, Counter(), [], []))
+        return DedupResult(list(parts), _unchanged(parts), _about(config, {}, Counter(), [], []), [])
     signatures = plan.signatures()
     run("signatures", signatures)
     clusters, found, verified = None, {}, []
@@ -131,15 +134,16 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
     by_source = _by_source(parts, kept)
     totals = Counter()
     for stats in kept:
-        totals.update({name: stats[name] for name in ("exact", "near", "emptied", "paragraphs")})
-    return DedupResult(left, by_source, _about(config, found, totals, verified, pairs))
+        totals.update({name: stats[name] for name in _COUNTS})
+    about = _about(config, found, totals, verified, pairs)
+    return DedupResult(left, by_source, about, list(zip(keeps, kept, strict=True)))
 
 
 class _Plan:
     """The tasks of all stages."""
 
     def __init__(self, folder: str, parts: list[Part], config: CorpusConfig):
-        self._folder, self._parts, self._config = folder, parts, config.dedup
+        self._folder, self._parts, self._config, self._seed = folder, parts, config.dedup, config.seed
         wanted = {name for name, source in config.sources.items() if source.paragraphs and config.dedup.paragraphs}
         self.with_paragraphs = [index for index, part in enumerate(parts) if part.source in wanted]
         self._layout = _layout(parts, config)
@@ -254,6 +258,8 @@ class _Plan:
                     "clusters": clusters.out if clusters else None,
                     "paragraphs": self._prefix("paragraphs"),
                     "partitions": len(repeated) if index in with_paragraphs else 0,
+                    "seed": self._seed,
+                    "name": part.source,
                 }
                 tasks.append(self._task("keep", index, resolve.keep, arguments, [part.key, *inputs], part.bytes))
         return tasks
@@ -295,14 +301,18 @@ def _keys(tasks: list[Task]) -> str:
 def _by_source(parts: Sequence[Part], kept: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for part, stats in zip(parts, kept, strict=True):
-        about = out.setdefault(part.source, {name: 0 if isinstance(stats[name], int) else {} for name in stats})
-        for name, value in stats.items():
-            about[name] = about[name] + value if isinstance(value, int) else dict(Counter(about[name]) + Counter(value))
+        about = out.setdefault(
+            part.source, {name: Counter() for name in ("before", "after")} | dict.fromkeys(_COUNTS, 0)
+        )
+        for name in ("before", "after"):
+            about[name].update(stats[name])
+        for name in _COUNTS:
+            about[name] += stats[name]
     return out
 
 
 def _unchanged(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
-    nothing = {"exact": 0, "near": 0, "emptied": 0, "paragraphs": 0}
+    nothing = dict.fromkeys(_COUNTS, 0)
     sizes = [{"documents": part.documents, "bytes": part.bytes} for part in parts]
     return _by_source(parts, [{"before": size, "after": size, **nothing} for size in sizes])
 
@@ -313,7 +323,7 @@ def _about(
     options = config.dedup
     curve = s_curve(options.bands, options.rows, [step / 20 for step in range(21)])
     return {
-        **{name: totals[name] for name in ("exact", "near", "emptied", "paragraphs")},
+        **{name: totals[name] for name in _COUNTS},
         "candidates": sum(stats["candidates"] for stats in verified),
         "verified": sum(stats["verified"] for stats in verified),
         "clusters": {"sizes": found.get("sizes", {})},

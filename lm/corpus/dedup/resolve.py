@@ -120,8 +120,8 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
 
     Returns:
       a `lm.corpus.tally.Tally`'s stats, of the step `dedup`, whose rules are `dedup/exact`, `dedup/near` and
-      `dedup/emptied`; and `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents dropped, the last for
-      having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
+      `dedup/emptied`; and `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents
+      dropped, the last for having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
     """
     group, index = arguments["group"], arguments["index"]
     dropped: dict[int, str] = {}

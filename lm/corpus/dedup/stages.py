@@ -10,8 +10,8 @@
   examples    one task: pairs to look at
 
 The order of documents is that of their parts, then that in the part. Clusters are connected components: of a, b and c,
-where only a, b and b, c are alike, one stays, as in FineWeb. Of a cluster the copy of higher `quality` (metadata) stays,
-then the longer one, then the earlier.
+where only a, b and b, c are alike, one stays, as in FineWeb. Of a cluster the copy of higher `quality` (metadata)
+stays, then the longer one, then the earlier.
 
 Memory for 100 million documents of 3 KB (300 GB), 20 bands, none of it growing with the number of workers. "Measured":
 `python -m experiments.benchmarks.near_duplicates --memory 2000000`.
@@ -22,7 +22,7 @@ Memory for 100 million documents of 3 KB (300 GB), 20 bands, none of it growing 
               A bucket is in one partition: a text that stands ten million times adds 0.5 GB to up to 20 of them.
   extract     300 GB / 1,024 groups, shingles of 1.5 bytes per byte of text, twice while written: 0.9 GB if all
               documents are in candidate pairs.
-  verify      420 tasks of 1 GB of shingles, if all documents are in candidate pairs. Measured: twice the shingles: 2 GB.
+  verify      420 tasks of 1 GB of shingles, if all documents are in candidate pairs. Measured: twice that, 2 GB.
               A document that is the earlier one of many pairs goes to several verifiers.
   cluster     Measured: 124 bytes per document that has a duplicate: 3.7 GB for 30 million, 12.4 GB if all have one. It
               is the one task that sees the whole corpus.
@@ -68,7 +68,7 @@ class DedupResult:
       about: for the card: `exact`, `near`, `emptied`, `paragraphs`, `candidates`, `verified` (pairs), `clusters`:
         {"sizes": {documents: clusters}}, `between`: [[source of the dropped, of the kept, documents]], `parameters`
         with `s_curve`, `pairs`: [{"jaccard", "a": {"source", "id", "text"}, "b": …}].
-      kept: the tasks of the stage `keep` and their stats, each a `lm.corpus.tally.Tally`'s; none if nothing was asked for.
+      kept: the tasks of the stage `keep` and their stats (`lm.corpus.tally`); none if nothing was asked for.
     """
 
     parts: list[Part]

@@ -132,7 +132,8 @@ def recall(data: str) -> None:
     editions = [blocks(os.path.join(data, "books", name)) for name in EDITIONS]
     as_they_stand = true_pairs(editions, str.split, 0.8)
     print(
-        f"\n{len(editions[0])} and {len(editions[1])} paragraphs of two editions; {len(as_they_stand)} pairs by words as they stand"
+        f"\n{len(editions[0])} and {len(editions[1])} paragraphs of two editions; "
+        f"{len(as_they_stand)} pairs by words as they stand"
     )
     found = compare(editions)
     print(f"of the {len(as_they_stand)} pairs found: {len(as_they_stand & found)}")
@@ -328,7 +329,7 @@ def memory(documents: int) -> None:
         members = sum(int(size) * count for size, count in stats["sizes"].items())
         edges = stats["pairs"] + len(read_arrays(f"{work}/j00000-exact.npz")["first"])
         print(
-            f"cluster: {members} members, {edges} edges; peak {peak / 2**20:.0f} MiB, {peak / members:.0f} bytes a member"
+            f"cluster: {members} members, {edges} edges; peak {peak / 2**20:.0f} MiB, {peak / members:.0f} bytes each"
         )
 
 

@@ -37,6 +37,9 @@ def test_the_same_words_in_two_sources_stay_once_and_others_are_not_touched(tmp_
     assert result.about["between"] == [["wiki", "web", 1]]
     assert result.by_source["wiki"]["before"]["documents"] == 2 and result.by_source["wiki"]["after"]["documents"] == 1
     assert result.parts[0].documents == 1 and result.parts[0].bytes == len(prose(2))
+    task, stats = result.kept[0]
+    assert task.arguments["name"] == "wiki" and stats["rejected"] == {"dedup/exact": 1}
+    assert [(step["name"], step["documents"]) for step in stats["steps"]] == [("read", 2), ("dedup", 1)]
 
 
 def test_near_duplicates_go_above_the_threshold_and_stay_below(tmp_path):

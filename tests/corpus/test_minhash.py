@@ -14,7 +14,7 @@ from lm.corpus.dedup.verify import ShingleSets, jaccard
 
 
 def sets_of(similarity: float, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two sets of shingles whose Jaccard similarity is as near as sizes allow; consecutive numbers, scrambled."""
+    """Return two sets of shingles whose Jaccard similarity is as near as sizes allow: scrambled numbers."""
     shared = round(2 * size * similarity / (1 + similarity))
     values = mix(np.arange(1, 2 * size - shared + 1, dtype=np.uint64) + np.uint64(seed * 10**6))
     return np.sort(values[:size]), np.sort(values[size - shared :])

@@ -11,7 +11,7 @@ def bucket_pairs(keys: np.ndarray, ids: np.ndarray, texts: np.ndarray) -> tuple[
 
     Documents of the same text stand for each other: only the first of them in a bucket is paired, and that is the same
     one in each of their buckets. In a bucket of up to `ALL_PAIRS` documents each is paired with each. In a larger one a
-    document is paired with the `NEIGHBOURS` that follow it and with the bucket's first `NEIGHBOURS`: a bucket of k gives
+    document is paired with the `NEIGHBOURS` that follow it and with the bucket's first `NEIGHBOURS`: one of k gives
     at most 32 k pairs, never k²/2, and if all its documents are alike they still form one cluster, for each is compared
     with the first.
 

@@ -116,12 +116,12 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
 
     Args:
       arguments: `part`, `index`, `group`, `clusters` (prefix, or None), `paragraphs` (prefix), `partitions` (0: no
-        paragraphs), `seed` (of the samples).
+        paragraphs), `seed`, `name` (the source's).
 
     Returns:
-      `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents dropped, the last for
-      having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before; `tally`: a
-      `lm.corpus.tally.Tally`'s stats.
+      a `lm.corpus.tally.Tally`'s stats, of the step `dedup`, whose rules are `dedup/exact`, `dedup/near` and
+      `dedup/emptied`; and `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents
+      dropped, the last for having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
     """
     group, index = arguments["group"], arguments["index"]
     dropped: dict[int, str] = {}
@@ -140,45 +140,51 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
             position_of(found["ids"][here]).tolist(), found["numbers"][here].tolist(), strict=True
         ):
             repeated.setdefault(position, set()).add(number)
-    step, tally, kept, done = _Drop(dropped, repeated), Tally(arguments["seed"]), [], 0
+    step, tally, kept = _Drop(dropped, repeated), Tally(arguments["seed"]), []
+    before, after, done = Counter(documents=0, bytes=0), Counter(documents=0, bytes=0), 0
     for record in read_records(arguments["part"] + SUFFIX):
         done += len(record.text)
         report(done)
+        before.update(documents=1, bytes=_bytes(record.text))
         if tally.run([step], record) is not None:
+            after.update(documents=1, bytes=_bytes(record.text))
             kept.append(record)
     write_records(out + SUFFIX, kept)
-    stats = tally.stats()
-    before, after = (
-        {name: at[name] for name in ("documents", "bytes")} for at in (stats["steps"][0], stats["steps"][-1])
-    )
-    counts = {kind: stats["rejected"].get(f"{step.name}/{kind}", 0) for kind in ("exact", "near", "emptied")}
-    return {"before": before, "after": after, **counts, "paragraphs": step.counts["paragraphs"], "tally": stats}
+    return tally.stats() | {"before": dict(before), "after": dict(after), **step.dropped, **step.counts}
 
 
 class _Drop:
-    """The document step that drops what was found, from a part's documents in their order."""
+    """The document step that drops what stands elsewhere, of a part's records in their order."""
 
-    name = "duplicates"
+    name = "dedup"
 
-    def __init__(self, dropped: Mapping[int, str], repeated: Mapping[int, set[int]]):
-        self._dropped, self._repeated, self._position = dropped, repeated, -1
-        self.counts = Counter(paragraphs=0)
+    def __init__(self, documents: Mapping[int, str], paragraphs: Mapping[int, set[int]]):
+        self._documents, self._paragraphs, self._position = documents, paragraphs, -1
+        self.dropped, self.counts = Counter(exact=0, near=0, emptied=0), Counter(paragraphs=0)
 
     def __call__(self, record: Record) -> Rejection | None:
         self._position += 1
-        if kind := self._dropped.get(self._position):
-            return Rejection(f"{self.name}/{kind}")
-        if numbers := self._repeated.get(self._position):
-            self.counts["paragraphs"] += len(numbers)
-            record.text = without_paragraphs(record.text, numbers)
-            if not record.text:
-                return Rejection(f"{self.name}/emptied")
-        return None
+        why = self._documents.get(self._position)
+        if why is None and (repeated := self._paragraphs.get(self._position)):
+            self.counts["paragraphs"] += len(repeated)
+            text = without_paragraphs(record.text, repeated)
+            if text:
+                record.text = text
+            else:
+                why = "emptied"
+        if why is None:
+            return None
+        self.dropped[why] += 1
+        return Rejection(f"dedup/{why}")
 
 
 def _of_part(ids: np.ndarray, part: int) -> slice:
     """Return where a part's documents are among ascending ids."""
     return slice(*np.searchsorted(ids, np.array([first_id(part), first_id(part + 1)])))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def examples(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:

@@ -10,8 +10,8 @@
   examples    one task: pairs to look at
 
 The order of documents is that of their parts, then that in the part. Clusters are connected components: of a, b and c,
-where only a, b and b, c are alike, one stays, as in FineWeb. Of a cluster the copy of higher `quality` (metadata) stays,
-then the longer one, then the earlier.
+where only a, b and b, c are alike, one stays, as in FineWeb. Of a cluster the copy of higher `quality` (metadata)
+stays, then the longer one, then the earlier.
 
 Memory for 100 million documents of 3 KB (300 GB), 20 bands, none of it growing with the number of workers. "Measured":
 `python -m experiments.benchmarks.near_duplicates --memory 2000000`.
@@ -22,7 +22,7 @@ Memory for 100 million documents of 3 KB (300 GB), 20 bands, none of it growing 
               A bucket is in one partition: a text that stands ten million times adds 0.5 GB to up to 20 of them.
   extract     300 GB / 1,024 groups, shingles of 1.5 bytes per byte of text, twice while written: 0.9 GB if all
               documents are in candidate pairs.
-  verify      420 tasks of 1 GB of shingles, if all documents are in candidate pairs. Measured: twice the shingles: 2 GB.
+  verify      420 tasks of 1 GB of shingles, if all documents are in candidate pairs. Measured: twice that, 2 GB.
               A document that is the earlier one of many pairs goes to several verifiers.
   cluster     Measured: 124 bytes per document that has a duplicate: 3.7 GB for 30 million, 12.4 GB if all have one. It
               is the one task that sees the whole corpus.
@@ -47,7 +47,8 @@ from lm.corpus.part import Part
 from lm.corpus.task import Task
 
 EXAMPLES = 20  # pairs
-_SEED = 1
+_COUNTS = ("exact", "near", "emptied", "paragraphs")
+_SEED = 1  # of the signatures
 _PARTITION_ROWS = 2**24  # of 24 bytes
 _VERIFIER_BYTES = 2**30  # of shingles
 _SHINGLE_BYTES_PER_BYTE = 1.5  # a word takes about 5.7 bytes of text, its shingle 8
@@ -67,7 +68,7 @@ class DedupResult:
       about: for the card: `exact`, `near`, `emptied`, `paragraphs`, `candidates`, `verified` (pairs), `clusters`:
         {"sizes": {documents: clusters}}, `between`: [[source of the dropped, of the kept, documents]], `parameters`
         with `s_curve`, `pairs`: [{"jaccard", "a": {"source", "id", "text"}, "b": …}].
-      kept: the tasks of the stage `keep` with what each tallied; none if nothing was asked.
+      kept: the tasks of the stage `keep` and their stats (`lm.corpus.tally`); none if nothing was asked for.
     """
 
     parts: list[Part]
@@ -130,12 +131,12 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
         Part(task.out, part.source, task.key, stats["after"]["documents"], stats["after"]["bytes"])
         for task, part, stats in zip(keeps, parts, kept, strict=True)
     ]
-    tallied = [(task, stats.pop("tally")) for task, stats in zip(keeps, kept, strict=True)]
     by_source = _by_source(parts, kept)
     totals = Counter()
     for stats in kept:
-        totals.update({name: stats[name] for name in ("exact", "near", "emptied", "paragraphs")})
-    return DedupResult(left, by_source, _about(config, found, totals, verified, pairs), tallied)
+        totals.update({name: stats[name] for name in _COUNTS})
+    about = _about(config, found, totals, verified, pairs)
+    return DedupResult(left, by_source, about, list(zip(keeps, kept, strict=True)))
 
 
 class _Plan:
@@ -251,14 +252,14 @@ class _Plan:
             for index in members:
                 part = self._parts[index]
                 arguments = {
-                    "name": part.source,
                     "part": part.prefix,
-                    "seed": self._seed,
                     "index": index,
                     "group": group,
                     "clusters": clusters.out if clusters else None,
                     "paragraphs": self._prefix("paragraphs"),
                     "partitions": len(repeated) if index in with_paragraphs else 0,
+                    "seed": self._seed,
+                    "name": part.source,
                 }
                 tasks.append(self._task("keep", index, resolve.keep, arguments, [part.key, *inputs], part.bytes))
         return tasks
@@ -300,14 +301,18 @@ def _keys(tasks: list[Task]) -> str:
 def _by_source(parts: Sequence[Part], kept: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for part, stats in zip(parts, kept, strict=True):
-        about = out.setdefault(part.source, {name: 0 if isinstance(stats[name], int) else {} for name in stats})
-        for name, value in stats.items():
-            about[name] = about[name] + value if isinstance(value, int) else dict(Counter(about[name]) + Counter(value))
+        about = out.setdefault(
+            part.source, {name: Counter() for name in ("before", "after")} | dict.fromkeys(_COUNTS, 0)
+        )
+        for name in ("before", "after"):
+            about[name].update(stats[name])
+        for name in _COUNTS:
+            about[name] += stats[name]
     return out
 
 
 def _unchanged(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
-    nothing = {"exact": 0, "near": 0, "emptied": 0, "paragraphs": 0}
+    nothing = dict.fromkeys(_COUNTS, 0)
     sizes = [{"documents": part.documents, "bytes": part.bytes} for part in parts]
     return _by_source(parts, [{"before": size, "after": size, **nothing} for size in sizes])
 
@@ -318,7 +323,7 @@ def _about(
     options = config.dedup
     curve = s_curve(options.bands, options.rows, [step / 20 for step in range(21)])
     return {
-        **{name: totals[name] for name in ("exact", "near", "emptied", "paragraphs")},
+        **{name: totals[name] for name in _COUNTS},
         "candidates": sum(stats["candidates"] for stats in verified),
         "verified": sum(stats["verified"] for stats in verified),
         "clusters": {"sizes": found.get("sizes", {})},

@@ -24,7 +24,9 @@ def add_arguments(build: argparse.ArgumentParser) -> None:
     build.add_argument("--shard-tokens", type=int, metavar="N", help="tokens per shard, about (100,000,000)")
     build.add_argument("--json", action="store_true", help="print one JSON object")
     corpus = build.add_argument_group("of a corpus")
-    corpus.add_argument("--work", metavar="DIR", help="files between stages; all workers must see it (DIR/work)")
+    corpus.add_argument(
+        "--work", metavar="DIR", help="files between stages, of no use afterwards; all workers must see it (OUT/work)"
+    )
     corpus.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     corpus.add_argument("--executor", default="local", choices=("local", "ray"), help="where stages run (local)")
     corpus.add_argument("--ray-address", metavar="HOST:PORT", help="of the Ray cluster ($RAY_ADDRESS, or one here)")
@@ -34,9 +36,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
     """Build; returns where the shards are on this machine, or, of a corpus, its folder and its card."""
     if args.shard_tokens is not None and args.shard_tokens < 1:
         raise UsageError(f"--shard-tokens={args.shard_tokens}: expected at least 1.")
-    config_dict = common.call_in_file(args.config, "get_config", like="experiments/tiny.py")
-    if hasattr(config_dict, "get") and "sources" in config_dict:
-        return args.out, _corpus(args, config_dict)
+    if (config := corpus_config(args)) is not None:
+        return args.out, _corpus(args, config)
     from lm.data.build import SHARD_TOKENS, build
 
     config = common.resolve_anywhere(common.load_config(args.config, args.overrides))
@@ -56,18 +57,31 @@ def card_of(folder: str) -> dict[str, Any] | None:
     return storage.read_object(path, "sources", "hash") if storage.exists(path) else None
 
 
-def _corpus(args: argparse.Namespace, config_dict) -> dict[str, Any]:
+def corpus_config(args: argparse.Namespace):
+    """Return the `CorpusConfig` of the arguments; None: their config is an experiment's.
+
+    Raises:
+      UsageError, ConfigError: there is no such file, or something in it is wrong.
+    """
+    config_dict = common.call_in_file(args.config, "get_config", like="experiments/tiny.py")
+    if not (hasattr(config_dict, "get") and "sources" in config_dict):
+        return None
     from lm.config import apply_overrides
-    from lm.corpus.build import build_corpus
     from lm.corpus.config import CorpusConfig, resolve_corpus
-    from lm.report.data_card import card_page
-    from lm.train.interrupts import Interrupts
 
     apply_overrides(config_dict, args.overrides, CorpusConfig)
     if args.shard_tokens:
         config_dict["shard_tokens"] = args.shard_tokens
+    return resolve_corpus(config_dict)
+
+
+def _corpus(args: argparse.Namespace, config) -> dict[str, Any]:
+    from lm.corpus.build import build_corpus
+    from lm.report.data_card import card_page
+    from lm.train.interrupts import Interrupts
+
     common.require_positive(args, "workers")
-    config, work = resolve_corpus(config_dict), args.work or storage.join(args.out, "work")
+    work = args.work or storage.join(args.out, "work")
     with Interrupts().installed():
         storage.make_folder(work)
         with storage.locked(work, lambda: common.note("waiting for another build of this folder")):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lm.capabilities import Capabilities
 from lm.commands import common
+from lm.commands.data_build import corpus_config
 from lm.commands.verbs import VERBS as ALL
 from lm.commands.verbs import split_overrides
 from lm.config import Config
@@ -71,6 +72,8 @@ def problems_of(job: Job, root: str | None, render: Callable[[Job], Any] | None)
                     look(job, config, accelerator)
                 except LmError as error:
                     found.append(f"{name}{error}")
+        if job.verb == "data" and options.action == "build":
+            check(lambda: needs.update(_corpus_extras(options)))
         if checkpoint := option(job.arguments, "--checkpoint"):
             check(lambda: _check_checkpoint(job, checkpoint))
     return list(dict.fromkeys(found)), tuple(sorted(needs))
@@ -80,6 +83,13 @@ def _extras(config: Config) -> set[str]:
     """Return the project's extras that a config's hosts need beside their accelerator's and the store's."""
     needs = {"data"} if config.data.source in ("huggingface", "parquet") else set()
     return needs | {"log"} if config.log.wandb else needs
+
+
+def _corpus_extras(options: argparse.Namespace) -> set[str]:
+    """Return the extras that building a corpus needs; its config is read, so that what is wrong in it is said here."""
+    if corpus_config(options) is None:
+        return set()
+    return {"data"} | ({"scale-out"} if options.executor == "ray" else set())
 
 
 def _parsed(job: Job) -> argparse.Namespace:

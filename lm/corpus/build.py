@@ -12,7 +12,7 @@ from lm.corpus.card import CARD, build_card
 from lm.corpus.config import CorpusConfig
 from lm.corpus.dedup.stages import dedup
 from lm.corpus.filters import find_filters
-from lm.corpus.read import parts_of, read_tasks
+from lm.corpus.read import parts_of, read_tasks, version_of
 from lm.corpus.readers import find_reader
 from lm.corpus.references import evaluation_task, quality_task
 from lm.corpus.refine import refine_tasks, refined, score_tasks
@@ -54,9 +54,13 @@ def build_corpus(
       ConfigError, UsageError: something named in the config does not exist, or the folder holds another corpus.
       LmError: tasks failed; all others are done.
     """
-    for source in config.sources.values():  # what is misspelled is found before the work
+    for source in config.sources.values():  # what is misspelled or missing is found before the work
         find_reader(source.reader)
         find_filters(source.filters)
+    evaluations = evaluation_task(work, config)
+    quality_task(work, config, [])
+    if config.perplexity_checkpoint:
+        version_of(config.perplexity_checkpoint)
     if (card := _finished(config, out)) is not None:
         return card
     storage.make_folder(out)
@@ -66,7 +70,6 @@ def build_corpus(
     read_stats = stages.run("read", read)
     parts = parts_of(read, read_stats)
 
-    evaluations = evaluation_task(work, config)
     indexed = stages.run("evaluation sets", [evaluations]) if evaluations else []
     refine = refine_tasks(work, config, parts, evaluations)
     tallied = [_zip(refine, stages.run("refine", refine))]

@@ -134,7 +134,9 @@ def resolve_corpus(config_dict: Mapping) -> CorpusConfig:
     if bool(config.quality.good) != bool(config.quality.ordinary):
         raise ConfigError("config.quality needs both, good and ordinary text.")
     for name, one in config.sources.items():
-        _check_source(name, one, has_quality=bool(config.quality.good))
+        _check_source(
+            name, one, has_quality=bool(config.quality.good), has_model=config.perplexity_checkpoint is not None
+        )
     if (config.weighting == "fixed") != bool(config.weights):
         raise ConfigError('config.weights belongs to config.weighting="fixed", and to nothing else.')
     domains = {one.domain or name for name, one in config.sources.items()}
@@ -146,7 +148,7 @@ def resolve_corpus(config_dict: Mapping) -> CorpusConfig:
     return config
 
 
-def _check_source(name: str, one: SourceConfig, *, has_quality: bool) -> None:
+def _check_source(name: str, one: SourceConfig, *, has_quality: bool, has_model: bool) -> None:
     where = f"config.sources.{name}"
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a source's name is made of letters, digits, _ and -, for it names files.")
@@ -158,3 +160,5 @@ def _check_source(name: str, one: SourceConfig, *, has_quality: bool) -> None:
         raise ConfigError(f"{where}: set min_quality or sample_by_quality, not both.")
     if (one.sample_by_quality or one.min_quality is not None) and not has_quality:
         raise ConfigError(f"{where} asks for quality: set config.quality.good and config.quality.ordinary.")
+    if one.max_bits_per_byte is not None and not has_model:
+        raise ConfigError(f"{where}.max_bits_per_byte needs a model: set config.perplexity_checkpoint.")

@@ -109,12 +109,18 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
     return {"parts": parts, "skipped": skipped, "skipped_count": skipped_count, "damage": damage, "sha256": sha256}
 
 
-def version_of(path: str) -> str:
-    """Return what changes when an input's content may have changed, without opening it."""
+def version_of(path: str) -> str | None:
+    """Return what changes when a file or folder may have changed, without opening it; None: a store's folder.
+
+    Raises:
+      UsageError: there is none.
+    """
+    if not storage.exists(path):
+        raise UsageError(f'no file or folder "{path}". Check the path.')
     if storage.is_remote(path):
         with storage.of_store(path, "read"):
-            return str(storage.filesystem(path).ukey(path))
-    files = folder_files(path) if os.path.isdir(path) else [""]
+            return None if storage.is_folder(path) else str(storage.filesystem(path).ukey(path))
+    files = list(folder_files(path)) if os.path.isdir(path) else [""]
     stats = [(file, os.stat(os.path.join(path, file) if file else path)) for file in files]
     about = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from lm.corpus.part import Part
 from lm.corpus.perplexity import Perplexity
 from lm.corpus.pii import Pii
 from lm.corpus.quality import Classifier, Quality
+from lm.corpus.read import version_of
 from lm.corpus.readers import find_reader
 from lm.corpus.record import SUFFIX, read_records, write_records
 from lm.corpus.references import CLASSIFIER
@@ -53,6 +54,7 @@ def score_tasks(
     about = {
         "classifier": classifier.out + CLASSIFIER if classifier else None,
         "checkpoint": config.perplexity_checkpoint,
+        "version": version_of(config.perplexity_checkpoint) if config.perplexity_checkpoint else None,
         "scorer": scorer if config.perplexity_checkpoint else None,
     }
     return [

@@ -44,8 +44,11 @@ def config_of(topology, zero: int, **overrides: str) -> Config:
     return resolve(config, devices=topology.num_devices, capabilities=topology.capabilities)
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5e:4x4", "v5e:8x8"])
-@pytest.mark.parametrize("zero", [1, 2, 3])
+# Between steps stage 2 holds what stage 1 does, so that one number of chips is enough for it.
+@pytest.mark.parametrize(
+    "zero, name",
+    [(1, "v5e:2x2"), (3, "v5e:2x2"), *((zero, "v5e:4x4") for zero in (1, 2, 3)), (1, "v5e:8x8"), (3, "v5e:8x8")],
+)
 def test_state_takes_what_the_formula_says(name, zero):
     topology = describe(name)
     config = config_of(topology, zero)

@@ -7,8 +7,10 @@ import random
 import subprocess
 import sys
 
+from tests.conftest import COMPILE_FAST
+
 # One device, and less of LLVM's optimization: compiling is most of what these processes do.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+XLA_FLAGS = f"{COMPILE_FAST} --xla_llvm_disable_expensive_passes=true"
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 

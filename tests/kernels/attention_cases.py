@@ -1,6 +1,8 @@
 """Attention as its definition reads, in float64, and random cases of all options."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,27 @@ class Case:
             return arrays, {}
         ids_BS = np.sort(random.integers(1, self.documents + 1, (self.B, self.S)), axis=1).astype(np.int32)
         return arrays, {"q_segment_ids": ids_BS[:, self.S - self.T :], "kv_segment_ids": ids_BS}
+
+
+def pairwise(options: Mapping[str, Sequence], seed: int) -> list[dict]:
+    """Return a value of each option, so often that any two values of two options meet at least once."""
+    random, rows = np.random.default_rng(seed), []
+    numbers = [range(len(values)) for values in options.values()]
+    left = {
+        ((i, a), (j, b))
+        for i, j in itertools.combinations(range(len(numbers)), 2)
+        for a, b in itertools.product(numbers[i], numbers[j])
+    }
+    while left:
+        tried = [tuple(int(random.integers(len(own))) for own in numbers) for _ in range(200)]
+        best = max(tried, key=lambda row: len(left & _pairs(row)))
+        left -= _pairs(best)
+        rows.append({name: values[i] for (name, values), i in zip(options.items(), best, strict=True)})
+    return rows
+
+
+def _pairs(row: Sequence[int]) -> set:
+    return set(itertools.combinations(enumerate(row), 2))
 
 
 def seen(case: Case, ids: dict) -> np.ndarray:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.flash_attention import blockwise, flash_attention
 from lm.parallel.auto import auto_layout
-from tests.kernels.attention_cases import Case, assert_matches, computed
+from tests.kernels.attention_cases import Case, assert_matches, computed, pairwise
 from tests.train.common import mesh_of
 
 # The blockwise backend in each of its ways, in blocks small enough for small problems.
@@ -43,15 +43,20 @@ def use(name: str, monkeypatch) -> str:
     return "blockwise"
 
 
+OPTIONS = {
+    "T": (1, 16, 33, 40), "more": (0, 16, 21), "K": (1, 2), "G": (1, 3), "H": (8, 12), "causal": (False, True),
+    "window": (None, 1, 9, 25), "documents": (0, 2, 5), "traced": (False, True), "softcap": (None, 3.0),
+    "scale": (None, 0.3),
+}  # fmt: skip
+
+
+def case_of(T, more, K, G, traced, **rest) -> Case:
+    return Case(T=T, S=T + more, K=K, N=K * G, offset=more if traced else None, **rest)
+
+
 CASES = st.builds(
-    lambda T, more, K, G, documents, traced, **rest: Case(
-        T=T, S=T + more, K=K, N=K * G, documents=documents, offset=more if traced else None, **rest
-    ),
-    T=st.sampled_from([1, 16, 33, 40]), more=st.sampled_from([0, 0, 16, 21]), K=st.sampled_from([1, 2]),
-    G=st.sampled_from([1, 3]), H=st.sampled_from([8, 12]), causal=st.booleans(),
-    window=st.sampled_from([None, 1, 9, 25]), documents=st.sampled_from([0, 0, 2, 5]), traced=st.booleans(),
-    softcap=st.sampled_from([None, 3.0]), scale=st.sampled_from([None, 0.3]), seed=st.integers(0, 9),
-)  # fmt: skip
+    case_of, **{name: st.sampled_from(values) for name, values in OPTIONS.items()}, seed=st.integers(0, 9)
+)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -66,16 +71,14 @@ def test_matches_the_definition(name, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*WAYS, "reference"])
-@settings(max_examples=60, deadline=None)
-@given(CASES)
-def test_matches_the_definition_over_all_options(name, case):
-    with pytest.MonkeyPatch.context() as patch:
-        assert_matches(case, use(name, patch), 2e-6)
+def test_matches_the_definition_with_any_two_options(name, monkeypatch):
+    """Every value with every other option's; the ways combine them differently, and have 98 % of all triples together."""
+    for seed, options in enumerate(pairwise(OPTIONS, seed=[*WAYS, "reference"].index(name))):
+        assert_matches(case_of(**options, seed=seed), use(name, monkeypatch), 2e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("T", [256, 300])
-@pytest.mark.parametrize("H", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("H, T", [(64, 300), (80, 300), (96, 300), (128, 300), (256, 300), (128, 256)])  # 256: no rest
 def test_matches_the_definition_at_real_widths_and_blocks(H, T):
     case = Case(T=T, S=T, H=H, documents=2, window=200)
     assert_matches(case, "blockwise", 2e-6)

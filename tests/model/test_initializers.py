@@ -1,6 +1,5 @@
 """Every parameter's standard deviation under every scheme, against a table written by hand."""
 
-import itertools
 import math
 
 import jax
@@ -86,7 +85,8 @@ def check(scheme: str, D: int, L: int, mixture: bool, **overrides) -> None:
     assert set(table) - absent < seen
 
 
-CASES = list(itertools.product(INITIALIZERS, (128, 192), (2, 5)))
+# Width and depth enter the table each alone: every scheme at both of each is enough.
+CASES = [(scheme, *size) for scheme in INITIALIZERS for size in ((128, 5), (192, 2))]
 
 
 @pytest.mark.parametrize("scheme", ["gpt2", "mup"])

@@ -1,5 +1,6 @@
 """Experts spread over devices: as on one, what is dropped included, and what is sent for it."""
 
+import functools
 from functools import partial
 
 import jax
@@ -164,6 +165,16 @@ def test_without_a_capacity_tokens_are_gathered_and_their_sums_scattered():
     assert sent_by(run, gradients=True) == {**sent, ("all-gather", (B, T, D)): 2}
 
 
+@functools.cache  # the same for all meshes
+def on_one_device(capacity):
+    """Return a small mixture's config, parameters, loss, its sums and gradients."""
+    overrides = {"model.num_experts": "4", "model.d_ff": "32", "model.expert_capacity": capacity}
+    overrides |= {"model.value_embeddings": "True", "model.router_balance_loss": "0.5", "model.router_z_loss": "0.1"}
+    config = small_config(**overrides)
+    params = Transformer(config.model, config.precision).init(jax.random.key(0))
+    return config, params, *model_gradients(config, mesh_with(data=1), params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capacity", ["None", "4"])  # 4: of four experts that is all of them
 @pytest.mark.parametrize(
@@ -173,11 +184,7 @@ def test_without_a_capacity_tokens_are_gathered_and_their_sums_scattered():
 )
 def test_a_models_losses_reports_and_gradients_are_those_of_one_device(sizes, capacity):
     """The router's statistics are those of all tokens, on every device; its experts are local shards."""
-    overrides = {"model.num_experts": "4", "model.d_ff": "32", "model.expert_capacity": capacity}
-    overrides |= {"model.value_embeddings": "True", "model.router_balance_loss": "0.5", "model.router_z_loss": "0.1"}
-    config = small_config(**overrides)
-    params = Transformer(config.model, config.precision).init(jax.random.key(0))
-    loss, sums, grads = model_gradients(config, mesh_with(data=1), params)
+    config, params, loss, sums, grads = on_one_device(capacity)
     got, got_sums, got_grads = model_gradients(config, mesh_with(**sizes), params)
     np.testing.assert_allclose(got, loss, rtol=1e-6)
     assert got_sums.keys() == sums.keys() and sums["router_balance_loss"] > 0

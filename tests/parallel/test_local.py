@@ -1,5 +1,6 @@
 """The model in the region: its gradients, whatever it is made of, are those of one device."""
 
+import functools
 import math
 
 import jax
@@ -28,20 +29,28 @@ MODELS = {
 MESHES = [{"data": 2, "tensor": 4}, {"fsdp": 2, "context": 2, "tensor": 2}, {"stage": 2, "fsdp": 2, "tensor": 2}]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-@pytest.mark.parametrize("name", MODELS)
-def test_every_parameters_gradient_is_that_of_one_device(name, sizes):
-    """Of parameters that are whole over `tensor` as of those that are not; none is zero, as biases are at first."""
-    parallel = {"parallel.data": "1", "parallel.zero": "3", "optimizer.accumulation_steps": "2"}
-    parallel |= {f"parallel.{axis}": str(size) for axis, size in sizes.items()}
-    one, config = small_config(**MODELS[name]), small_config(math.prod(sizes.values()), **MODELS[name] | parallel)
+@functools.cache  # the same for all meshes
+def on_one_device(name):
+    """Return parameters of which none is zero, as biases are at first, the loss, and its gradients."""
+    one = small_config(**MODELS[name])
     params = Transformer(one.model, one.precision).init(jax.random.key(0))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [a + 0.1 * jax.random.normal(key, a.shape) for key, a in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(structure, moved)
     loss, _, grads = model_gradients(one, mesh_with(data=1), params, micro=2)
+    return params, loss, grads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameters_gradient_is_that_of_one_device(name, sizes):
+    """Of parameters that are whole over `tensor` as of those that are not."""
+    parallel = {"parallel.data": "1", "parallel.zero": "3", "optimizer.accumulation_steps": "2"}
+    parallel |= {f"parallel.{axis}": str(size) for axis, size in sizes.items()}
+    config = small_config(math.prod(sizes.values()), **MODELS[name] | parallel)
+    params, loss, grads = on_one_device(name)
     got, _, got_grads = model_gradients(config, mesh_with(**sizes), params, micro=2)
     assert float(got) == pytest.approx(float(loss), rel=1e-6)
     for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(grads), strict=True):

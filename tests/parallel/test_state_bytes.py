@@ -45,9 +45,11 @@ def test_each_stage_splits_what_training_splits(optimizer):
         assert by_stage[stage] == {**expected, "total": sum(expected.values())}, stage
 
 
+# One device divides nothing, at any stage; between steps stage 2 holds what stage 1 does.
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("zero", ["1", "2", "3"])
+@pytest.mark.parametrize(
+    ("zero", "devices"), [("3", 1), ("2", 8), *((zero, devices) for zero in ("1", "3") for devices in (2, 4, 8))]
+)
 def test_a_compiled_steps_arguments_are_the_formulas_state_and_a_batch(devices, zero):
     config = small_config(devices, fsdp=devices, **{"parallel.zero": zero})
     mesh = make_mesh(config.parallel, jax.devices()[:devices])

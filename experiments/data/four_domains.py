@@ -5,6 +5,10 @@
 
 DIR holds `wiki/*.xml.bz2`, `books/*.txt`, `web/` (C4 as JSON lines, WARC files) and `code/*.tar.gz`; each source's
 paths can be given instead: `--config.sources.wiki.paths=https://dumps.wikimedia.org/…/enwiki-…-pages-articles1.xml.bz2`.
+
+On a dump of 206 pages, four books, 1,000 pages of C4, three small crawl files and two repositories (10.4 MB, 16.3 MB of
+text): TIME on two CPU cores, TOKENS tokens in DOCUMENTS documents, SHARE of the text kept; the classifier tells Wikipedia and
+books from the web with an AUC of AUC on held-out documents.
 """
 
 import os

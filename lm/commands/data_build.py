@@ -76,12 +76,13 @@ def corpus_config(args: argparse.Namespace):
 
 
 def _corpus(args: argparse.Namespace, config) -> dict[str, Any]:
-    from lm.corpus.build import build_corpus
+    from lm.corpus.build import WORK, build_corpus, check_folder
     from lm.report.data_card import card_page
     from lm.train.interrupts import Interrupts
 
     common.require_positive(args, "workers")
-    work = args.work or storage.join(args.out, "work")
+    check_folder(args.out)
+    work = args.work or storage.join(args.out, WORK)
     with Interrupts().installed():
         storage.make_folder(work)
         with storage.locked(work, lambda: common.note("waiting for another build of this folder")):

@@ -23,6 +23,8 @@ from lm.data.dataset import MANIFEST, TOKENIZER, read_manifest
 from lm.errors import UsageError
 from lm.tokenizer import load_tokenizer
 
+WORK = "work"  # the folder between stages, unless it is elsewhere
+
 
 def build_corpus(
     config: CorpusConfig,
@@ -127,6 +129,17 @@ def build_corpus(
     storage.write_atomic(storage.join(out, CARD), json.dumps(card, ensure_ascii=False, indent=1) + "\n")
     storage.write_atomic(storage.join(out, MANIFEST), json.dumps(manifest, indent=1) + "\n")
     return card
+
+
+def check_folder(out: str) -> None:
+    """Refuse a folder in which something else is.
+
+    Raises:
+      UsageError: it is not empty, and no build of a corpus began in it.
+    """
+    names = storage.list_names(out)
+    if names and not {MANIFEST, TOKENIZER, WORK} & set(names):
+        raise UsageError(f'"{out}" is not empty, and no corpus: it holds {", ".join(names[:3])}. Choose a new folder.')
 
 
 def _zip(tasks, stats) -> results.Results:

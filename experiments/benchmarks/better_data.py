@@ -13,8 +13,10 @@ seeds, each the same initialization on both sides.
 
 Reports bits per byte of each domain's held-out text, windows of 256 tokens moved by 128: mean of the seeds, the
 difference clean - raw and its paired 95 % interval (`lm.sweep.statistics`). What is done is not done again: the same
-command continues. Two cores: about 20 minutes. `--config.a.b=v` changes the model's config on both sides.
-Prints Markdown, then one JSON object.
+command continues. `--config.a.b=v` changes the model's config on both sides. Prints Markdown, then one JSON object.
+
+Two CPU cores, 12 minutes beside other jobs: clean text of wiki -6.2 %, books -7.4 %, web -4.5 %, code -0.7 % (no
+difference seen), mean -4.9 % (95 %: -0.122 to -0.093 bits per byte). The table is in `experiments/LOG.md`.
 """
 
 import argparse

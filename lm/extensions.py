@@ -1,6 +1,9 @@
 """Code named in a config: "package.module:Name"."""
 
+import hashlib
 import importlib
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from lm.errors import ConfigError
@@ -26,3 +29,19 @@ def load_extension(field: str, name: str) -> Any:
     if not callable(found):
         raise ConfigError(f"config.{field}={name!r}: expected a class or function, got {type(found).__name__}.")
     return found
+
+
+def extension_hashes(names: Iterable[str]) -> list[str]:
+    """Return the sha256 of the file of every "package.module:Name" among some names: changes when its code does.
+
+    Raises:
+      ConfigError: as `load_extension`.
+    """
+    hashes = []
+    for name in names:
+        if ":" in name:
+            load_extension("sources", name)
+            path = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+            with open(path, "rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes

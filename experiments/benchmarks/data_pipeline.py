@@ -2,7 +2,7 @@
 
     LM_REAL_DATA=DIR python -m experiments.benchmarks.data_pipeline --peer-python path/to/python-with-datatrove
 
-The peer's environment: `pip install datatrove spacy tokenizers trafilatura orjson "xxhash<4"`. Each side is a process of
+Ours also needs `pip install mwxml mwparserfromhell`, and DIR/tiktoken_cache GPT-2's two files. The peer's: `pip install datatrove spacy tokenizers trafilatura orjson "xxhash<4"`. Each side is a process of
 its own and they take turns; CPU seconds, so that a noisy neighbour counts little; the ratio is the median of the
 rounds' ratios. What loads at first use is loaded before the clock starts, except in the chain.
 

@@ -2,7 +2,7 @@
 
     LM_REAL_DATA=/path/to/data python -m experiments.benchmarks.document_steps [--peer-python PATH]
 
-Texts: 1,000 pages of C4, the text of 39 pages of three crawls, four books, and 106 Wikipedia articles as wikitext. MB are
+Texts: 1,000 pages of C4, the text of 39 pages of three crawls, four books, and 106 Wikipedia pages as wikitext. MB are
 of UTF-8, seconds are of one process's CPU, the second of two passes (caches of words are filled). `--peer-python`: an
 environment with datatrove, whose formatters read the same texts in this run.
 
@@ -26,6 +26,7 @@ import glob
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer-python", help="Python of an environment with datatrove and ftfy")
     args = parser.parse_args()
-    folder = os.environ["LM_REAL_DATA"]
+    folder = os.environ.get("LM_REAL_DATA") or sys.exit("set $LM_REAL_DATA to the folder of real corpora")
     texts_of = corpora(folder)
     langid = require("py3langid.langid")
     whole = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True).classify

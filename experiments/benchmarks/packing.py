@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -89,7 +90,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000_000, help="in the resampled documents")
     parser.add_argument("--peer-python", metavar="PYTHON", help="of an environment with grain")
     args = parser.parse_args()
-    lengths = document_lengths(os.path.join(os.environ["LM_REAL_DATA"], "web", "c4-1000.jsonl"))
+    root = os.environ.get("LM_REAL_DATA") or sys.exit("set $LM_REAL_DATA to the folder of real corpora")
+    lengths = document_lengths(os.path.join(root, "web", "c4-1000.jsonl"))
     total = int(lengths.sum())
     print(f"{len(lengths):,} documents, {total:,} tokens, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}")
     many = np.random.default_rng(0).choice(lengths, int(args.tokens / lengths.mean()))

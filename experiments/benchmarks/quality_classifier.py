@@ -2,7 +2,7 @@
 
     LM_REAL_DATA=/path/to/data python -m experiments.benchmarks.quality_classifier [--peer-python PATH]
 
-Good: the 106 articles of a Wikipedia dump and three books, cut into documents of 1,000 words. Ordinary: 1,000 pages of
+Good: the 98 articles of a Wikipedia dump and three books, cut into documents of 1,000 words. Ordinary: 1,000 pages of
 C4 and the main text of the 39 HTML pages of three crawls. fastText (`--peer-python`: an environment with
 fasttext-numpy2-wheel) has the same normalized passages to learn from and the same documents to score. Splits:
 
@@ -33,6 +33,7 @@ import glob
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -128,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer-python", help="Python of an environment with fastText")
     args = parser.parse_args()
-    folder = os.environ["LM_REAL_DATA"]
+    folder = os.environ.get("LM_REAL_DATA") or sys.exit("set $LM_REAL_DATA to the folder of real corpora")
     wiki, volumes = wikipedia(folder), {name: book(folder, name) for name in BOOKS}
     with open(os.path.join(folder, "web", "c4-1000.jsonl"), encoding="utf-8") as file:
         c4 = [json.loads(line)["text"] for line in file]

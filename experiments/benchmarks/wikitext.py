@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.wikitext --dump DUMP.xml.bz2 [--wikiextractor PATH/TO/wikiextractor]
 
-Every article of a dump, rendered by each in the same process, in turns; both are given the wikitext that our reader
+Needs `pip install mwparserfromhell`. Every article of a dump, rendered by each in the same process, in turns; both are given the wikitext that our reader
 yields and parse it themselves. Markup left over is counted as it stands in the text: `[[`, `{{`, `thumb|`, `<ref`, `''`.
 wikiextractor (AGPL, installed in an environment of its own) is a program of its own: it reads the XML too, is told to use one
 process, and its time is that of the program and its children.
@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable
 
 from lm.corpus.config import SourceConfig
-from lm.corpus.optional import require
 from lm.corpus.readers import wikipedia
 from lm.corpus.readers.wikitext import Wikitext, render
 
@@ -51,7 +50,9 @@ def left_over(texts: list[str]) -> Counter[str]:
 
 def strip_code(text: str) -> str:
     """Render as mwparserfromhell does."""
-    return str(require("mwparserfromhell").parse(text).strip_code())
+    import mwparserfromhell
+
+    return str(mwparserfromhell.parse(text).strip_code())
 
 
 def timed(render_one: Callable[[str], str], texts: list[str]) -> tuple[float, list[str]]:

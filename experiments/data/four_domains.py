@@ -3,8 +3,9 @@
     LM_REAL_DATA=DIR python -m lm data build --config experiments/data/four_domains.py --out DIR2
     python -m lm train --config experiments/tiny.py --config.data.source=shards --config.data.path=DIR2 …
 
-DIR holds `wiki/*.xml.bz2`, `books/*.txt`, `web/` (C4 as JSON lines, WARC files) and `code/*.tar.gz`; each source's
-paths can be given instead: `--config.sources.wiki.paths=https://dumps.wikimedia.org/…/enwiki-…-pages-articles1.xml.bz2`.
+DIR (without it: `raw/`) holds `wiki/*.xml.bz2`, `books/*.txt`, `web/c4-1000.jsonl`, `web/*.warc.gz`, `code/*.tar.gz`, and
+evaluation sets as JSON lines in `eval/core/` and `eval/hellaswag_val_full.txt.bz2`; without the last,
+`--config.decontamination.paths=()`. Each source's paths can be given instead: `--config.sources.wiki.paths=https://dumps.wikimedia.org/…/enwiki-…-pages-articles1.xml.bz2`.
 
 On a dump of 206 pages, four books, 1,000 pages of C4, three small crawl files and two repositories (10.4 MB, 16.3 MB of
 text): TIME on two CPU cores, TOKENS tokens in DOCUMENTS documents, SHARE of the text kept; the classifier tells Wikipedia and
@@ -48,7 +49,7 @@ def get_config():
     )
     config.quality.good = ("wiki", "books")
     config.quality.ordinary = ("c4", "crawl")
-    config.decontamination.paths = (f"{ROOT}/eval/core", f"{ROOT}/eval/hellaswag_val_full.txt.bz2")
+    config.decontamination.paths = (f"{ROOT}/eval/core/**/*.jsonl", f"{ROOT}/eval/hellaswag_val_full.txt.bz2")
     config.weighting = "temperature"
     config.temperature = 2.0
     config.tokenizer_vocab_size = 8192

@@ -1,15 +1,17 @@
 """`lm data build`: one source to shards, or a whole corpus from raw dumps."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lm import __version__, storage
 from lm.commands import common
-from lm.errors import UsageError
+from lm.errors import Preempted, UsageError
 
 SCORER = "lm.evaluate.document_scores:open_scorer"  # of documents by one of our checkpoints
 _LINE_SECONDS = 10.0
@@ -81,37 +83,57 @@ def _corpus(args: argparse.Namespace, config) -> dict[str, Any]:
     from lm.train.interrupts import Interrupts
 
     common.require_positive(args, "workers")
-    check_folder(args.out)
-    work = args.work or storage.join(args.out, WORK)
-    with Interrupts().installed():
+    if args.executor == "ray" and args.workers:
+        raise UsageError("--workers is of --executor local; Ray uses all cores of its cluster.")
+    if args.ray_address and args.executor != "ray":
+        raise UsageError("--ray-address needs --executor ray.")
+    out = _absolute(args.out)
+    work = _absolute(args.work) if args.work else storage.join(out, WORK)
+    check_folder(out)
+    with Interrupts().installed(), _continues():
+        storage.make_folder(out)
         storage.make_folder(work)
         with storage.locked(work, lambda: common.note("waiting for another build of this folder")):
-            executor = _executor(args, work)
+            executor = _executor(args, [out, work])
             try:
                 card = build_corpus(
                     config,
-                    args.out,
+                    out,
                     work=work,
                     executor=executor,
                     name=os.path.splitext(os.path.basename(args.config))[0],
                     progress=StageLine(),
+                    download=common.data_progress(common.note, ""),
                     version=__version__,
                     command=shlex.join(["lm", *args.arguments]),
                     scorer=SCORER,
                 )
             finally:
                 executor.close()
-    page = storage.join(args.out, "card.html")
+    page = storage.join(out, "card.html")
     storage.write_atomic(page, card_page(card))
     common.note(f"card: {page}")
     return card
 
 
-def _executor(args: argparse.Namespace, work: str):
+def _absolute(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.abspath(path)
+
+
+@contextlib.contextmanager
+def _continues() -> Iterator[None]:
+    """Say of a signal what it means here."""
+    try:
+        yield
+    except Preempted as error:
+        raise Preempted("stopped; what is done is kept, and the same command continues.") from error
+
+
+def _executor(args: argparse.Namespace, folders: list[str]):
     if args.executor == "ray":
         from lm.corpus.on_ray import RayExecutor
 
-        return RayExecutor(work, args.ray_address)
+        return RayExecutor(folders, args.ray_address)
     from lm.corpus.local import LocalExecutor
 
     return LocalExecutor(args.workers)

@@ -85,6 +85,8 @@ def _config(args: argparse.Namespace) -> tuple[Config, str | None]:
 
 
 def _text(content: dict[str, Any]) -> str:
+    from lm.train.console import printable
+
     lines = [f"step {content['step']}: {len(content['rows'])} rows of {content['sequence_length']} tokens"]
     for row in content["rows"]:
         domain = f", {row['domain']}" if row["domain"] else ""
@@ -97,4 +99,4 @@ def _text(content: dict[str, Any]) -> str:
                 f"{name}, from its token {piece['token']:,}, byte {piece['byte']:,}"
             )
             lines.append(f"    {piece['text'][:100]!r}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))

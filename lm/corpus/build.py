@@ -3,6 +3,8 @@
 import datetime
 import hashlib
 import json
+import os
+import re
 from typing import Any
 
 from lm import storage
@@ -12,18 +14,26 @@ from lm.corpus.card import CARD, build_card
 from lm.corpus.config import CorpusConfig
 from lm.corpus.dedup.stages import dedup
 from lm.corpus.filters import find_filters
+from lm.corpus.language import Language
 from lm.corpus.read import parts_of, read_tasks, version_of
 from lm.corpus.readers import find_reader
 from lm.corpus.references import evaluation_task, quality_task
 from lm.corpus.refine import refine_tasks, refined, score_tasks
 from lm.corpus.shards import shard_tasks, tokenizer_task
 from lm.corpus.stage import Executor, Progress, Stages
+from lm.corpus.task import Task
 from lm.data.build import assemble_manifest
 from lm.data.dataset import MANIFEST, TOKENIZER, read_manifest
+from lm.data.document import Progress as DownloadProgress
 from lm.errors import UsageError
 from lm.tokenizer import load_tokenizer
+from lm.tokenizer.files import tokenizer_identity
 
 WORK = "work"  # the folder between stages, unless it is elsewhere
+_SHARD = re.compile(r".+-(?:train|validation|test)-\d{5}\.(?:bin|ends|docs)")
+_OURS = re.compile(
+    rf"work|tokenizer\.(?:tiktoken|json)|manifest\.json|card\.(?:json|html)|{_SHARD.pattern}|.+\.tmp|\.write-.+"
+)
 
 
 def build_corpus(
@@ -36,6 +46,7 @@ def build_corpus(
     command: str = "",
     version: str = "",
     progress: Progress | None = None,
+    download: DownloadProgress | None = None,
     scorer: str | None = None,
 ) -> dict[str, Any]:
     """Build a corpus into a folder that `lm.data.dataset.open_data` opens, and return its card.
@@ -50,6 +61,7 @@ def build_corpus(
       work: the folder of the files between stages. All workers must see both.
       name, command, version (of lm): for the card.
       progress: told how far each stage has come.
+      download: told how far a download has come.
       scorer: "package.module:Name" that opens `config.perplexity_checkpoint`; handed in, since it needs a model.
 
     Raises:
@@ -57,20 +69,25 @@ def build_corpus(
       LmError: tasks failed; all others are done.
     """
     for source in config.sources.values():  # what is misspelled or missing is found before the work
-        find_reader(source.reader)
+        find_reader(source.reader).steps(source)
         find_filters(source.filters)
+        if source.languages:
+            Language(source.languages)
+    if config.tokenizer != "train":
+        tokenizer_identity(config.tokenizer)
     evaluations = evaluation_task(work, config)
     quality_task(work, config, [])
     if config.perplexity_checkpoint:
         version_of(config.perplexity_checkpoint)
-    if (card := _finished(config, out)) is not None:
+    read = read_tasks(work, config, download)
+    identity = _identity(config, read, evaluations)
+    if (card := _finished(identity, out)) is not None:
         return card
     storage.make_folder(out)
     stages = Stages(executor, progress)
 
-    read = read_tasks(work, config)
     read_stats = stages.run("read", read)
-    parts = parts_of(read, read_stats)
+    parts = parts_of(read, read_stats)  # raises if a source has nothing
 
     indexed = stages.run("evaluation sets", [evaluations]) if evaluations else []
     refine = refine_tasks(work, config, parts, evaluations)
@@ -90,10 +107,14 @@ def build_corpus(
     tallied.append(deduplicated.kept)
     parts = deduplicated.parts
 
+    if not any(part.documents for part in parts):
+        raise UsageError(f'no document is left of any source: look at the stats in "{work}/refine" for the rules.')
     tokenizer = tokenizer_task(out, work, config, parts)
-    stages.run("tokenizer", [tokenizer])
     shards = shard_tasks(out, work, config, parts, tokenizer)
+    _forget_lost(out, tokenizer, shards)
+    stages.run("tokenizer", [tokenizer])
     written = _zip(shards, stages.run("tokenize", shards))
+    _remove_others(out, results.entries_of(written))
 
     tokens = results.tokens_by("domain", written, ["train"])
     mixture = results.mixture_of(config, tokens)
@@ -101,7 +122,7 @@ def build_corpus(
     manifest = assemble_manifest(
         results.entries_of(written),
         tokenizer=encoder,
-        source={"name": "corpus", "path": None, "config": _identity(config)},
+        source={"name": "corpus", "path": None, "config": identity},
         fractions=(config.validation_fraction, config.test_fraction),
         mixture=mixture,
     )
@@ -132,25 +153,44 @@ def build_corpus(
 
 
 def check_folder(out: str) -> None:
-    """Refuse a folder in which something else is.
-
-    Raises:
-      UsageError: it is not empty, and no build of a corpus began in it.
-    """
-    names = storage.list_names(out)
-    if names and not {MANIFEST, TOKENIZER, WORK} & set(names):
-        raise UsageError(f'"{out}" is not empty, and no corpus: it holds {", ".join(names[:3])}. Choose a new folder.')
+    """Refuse a folder in which something is that no build of a corpus leaves there; raises UsageError."""
+    foreign = [name for name in storage.list_names(out) if not _OURS.fullmatch(name)]
+    if foreign:
+        raise UsageError(
+            f'"{out}" is not empty, and no corpus: it holds {", ".join(foreign[:3])}. Choose a new folder.'
+        )
 
 
 def _zip(tasks, stats) -> results.Results:
     return list(zip(tasks, stats, strict=True))
 
 
-def _identity(config: CorpusConfig) -> str:
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+def _identity(config: CorpusConfig, read: list[Task], evaluations: Task | None) -> str:
+    """Return a hash of what the config says and of which files it means."""
+    about = [to_dict(config), [task.key for task in read], evaluations.key if evaluations else None]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(config: CorpusConfig, out: str) -> dict[str, Any] | None:
+def _forget_lost(out: str, tokenizer: Task, shards: list[Task]) -> None:
+    """Have what is done but no longer in the folder done again."""
+    names = set(storage.list_names(out))
+    if TOKENIZER not in names:
+        storage.remove(tokenizer.out + ".json")
+    for task in shards:
+        entries = (task.result() or {"entries": {}})["entries"]
+        if any(entry["file"] not in names for some in entries.values() for entry in some):
+            storage.remove(task.out + ".json")
+
+
+def _remove_others(out: str, entries: dict[str, list[dict[str, Any]]]) -> None:
+    """Remove shards that an earlier config left behind."""
+    known = {os.path.splitext(entry["file"])[0] for some in entries.values() for entry in some}
+    for name in storage.list_names(out):
+        if _SHARD.fullmatch(name) and os.path.splitext(name)[0] not in known:
+            storage.remove(storage.join(out, name))
+
+
+def _finished(identity: str, out: str) -> dict[str, Any] | None:
     """Return the card of a folder whose corpus is built.
 
     Raises:
@@ -158,6 +198,8 @@ def _finished(config: CorpusConfig, out: str) -> dict[str, Any] | None:
     """
     if MANIFEST not in storage.list_names(out):
         return None
-    if read_manifest(out)["source"].get("config") != _identity(config):
-        raise UsageError(f'"{out}" holds other data, or this corpus as another config made it. Choose a new folder.')
+    if read_manifest(out)["source"].get("config") != identity:
+        raise UsageError(
+            f'"{out}" holds other data, or this corpus as another config or other input files made it. Choose a new folder.'
+        )
     return storage.read_object(storage.join(out, CARD))

@@ -42,8 +42,8 @@ class SourceConfig:
     min_quality: float | None = option(None, ge=0, le=1)  # classifier's probability of "good" to keep; None: keep all
     sample_by_quality: bool = option(False)  # keep with that probability instead of a threshold
     max_bits_per_byte: float | None = option(None, gt=0)  # by `perplexity_checkpoint`; None: any
-    paragraphs: bool = option(True)  # drop paragraphs that stand elsewhere too
-    max_epochs: float | None = option(None, gt=0)  # times that a run may see it; None: any number
+    paragraphs: bool = option(True)  # drop paragraphs that stand elsewhere too (never of code)
+    max_epochs: float | None = option(None, gt=0)  # times that a run may see its domain; None: any number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DedupConfig:
 class DecontaminationConfig:
     """Documents that hold pieces of evaluation sets are dropped."""
 
-    paths: tuple[str, ...] = option(())  # evaluation sets: text or JSON lines; (): none
+    paths: tuple[str, ...] = option(())  # evaluation sets: files of text or JSON lines, folders of such; (): none
     words: int = option(13, ge=1)  # n-gram length
     max_overlap: float = option(0.0, ge=0, lt=1)  # share of a document's n-grams allowed to be there
 
@@ -89,7 +89,7 @@ class CorpusConfig:
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
-    perplexity_checkpoint: str | None = option(None)  # one of ours, that scores documents; None: no perplexity
+    perplexity_checkpoint: str | None = option(None)  # a run of ours, whose model scores documents; None: no perplexity
     weighting: str = option("proportional", choices=("proportional", "temperature", "fixed"))  # of domains
     temperature: float = option(1.0, gt=0)  # weights are proportional to tokens^(1/temperature)
     weights: tuple[tuple[str, float], ...] = option((), ge=0)  # (domain, weight), where weighting is fixed
@@ -140,6 +140,8 @@ def resolve_corpus(config_dict: Mapping) -> CorpusConfig:
     if (config.weighting == "fixed") != bool(config.weights):
         raise ConfigError('config.weights belongs to config.weighting="fixed", and to nothing else.')
     domains = {one.domain or name for name, one in config.sources.items()}
+    if config.weights and not any(weight for _, weight in config.weights):
+        raise ConfigError(f"config.weights={config.weights!r}: expected a weight above 0.")
     for domain, _ in config.weights:
         if domain not in domains:
             raise ConfigError(
@@ -156,6 +158,8 @@ def _check_source(name: str, one: SourceConfig, *, has_quality: bool, has_model:
         raise ConfigError(f"{where}.domain={one.domain!r}: expected letters, digits, _ and -.")
     if not one.paths:
         raise ConfigError(f"{where}.paths is empty: say where its documents are.")
+    if one.licenses and one.reader != "code" and ":" not in one.reader:
+        raise ConfigError(f"{where}.licenses: the reader {one.reader!r} does not look at licences; only `code` does.")
     if one.sample_by_quality and one.min_quality is not None:
         raise ConfigError(f"{where}: set min_quality or sample_by_quality, not both.")
     if (one.sample_by_quality or one.min_quality is not None) and not has_quality:

@@ -83,6 +83,8 @@ class _Worker:
         self.is_alive = True
 
     def give(self, index: int, tasks: Sequence[Task]) -> None:
+        if not self._process.is_alive():  # it died while it had nothing to do
+            self.replace()
         self.index = index
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is received like an answer
             self.channel.send(tasks[index])
@@ -90,7 +92,7 @@ class _Worker:
     def receive(self) -> int | dict[str, Any] | Failure:
         try:
             return self.channel.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # at its death, or in the middle of an answer
             self._process.join()
             self.is_alive = False
             code = self._process.exitcode

@@ -21,15 +21,15 @@ _AHEAD = 2  # tasks submitted per core of the cluster
 class RayExecutor:
     """Runs tasks on the cores of a Ray cluster; a lost machine's tasks are done again on another."""
 
-    def __init__(self, work: str, address: str | None = None):
+    def __init__(self, folders: Sequence[str], address: str | None = None):
         """Join a cluster.
 
         Args:
-          work: the folder that holds all files between stages: on an object store, or one that all machines share.
+          folders: those that tasks write in: on an object store, or ones that all machines share.
           address: of the cluster; None: $RAY_ADDRESS, a cluster on this machine, or one of this machine alone.
 
         Raises:
-          UsageError: Ray is not installed, there is no cluster, or a machine of it does not see the folder.
+          UsageError: Ray is not installed, there is no cluster, or a machine of it does not see a folder.
         """
         self._ray = _import_ray()
         address = address or os.environ.get("RAY_ADDRESS")
@@ -43,7 +43,8 @@ class RayExecutor:
             if address:
                 raise _no_cluster(address, error) from error
             self._ray.init(**options)
-        self._check_folder(work)
+        for folder in folders:
+            self._check_folder(folder)
 
     def run(
         self, tasks: Sequence[Task], moved: Callable[[int, int], None]
@@ -74,13 +75,13 @@ class RayExecutor:
         """Leave the cluster."""
         self._ray.shutdown()
 
-    def _check_folder(self, work: str) -> None:
+    def _check_folder(self, folder: str) -> None:
         """Have every machine of the cluster read a file that was written here."""
-        if storage.is_remote(work):
+        if storage.is_remote(folder):
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ray, probe = self._ray, storage.join(work, f".probe-{uuid.uuid4().hex}")
+        ray, probe = self._ray, storage.join(folder, f".write-{uuid.uuid4().hex}")
         storage.write_atomic(probe, "")
         try:
             nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
@@ -93,8 +94,8 @@ class RayExecutor:
             for node, is_there in zip(nodes, ray.get(seen), strict=True):
                 if not is_there:
                     raise UsageError(
-                        f'the Ray node {node["NodeManagerAddress"]} does not see "{work}": put the work folder where '
-                        "all nodes see it, gs:// or s3:// or a shared file system (--work)."
+                        f'the Ray node {node["NodeManagerAddress"]} does not see "{folder}": put --out and --work where '
+                        "all nodes see them, gs:// or s3:// or a shared file system."
                     )
         except ray.exceptions.RayError as error:
             raise LmError(f"Ray: {str(error).strip().splitlines()[0]}") from error

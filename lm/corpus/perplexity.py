@@ -33,6 +33,7 @@ class Perplexity:
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Score records together, in full batches; a call with one of them then takes what is known, if its text is the same."""
+        self._scored.clear()  # of those that an earlier step dropped
         bits = self._score([record.text for record in records])
         for record, own in zip(records, bits, strict=True):
             self._scored[record.source, record.id] = (record.text, own)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm import storage
-from lm.config import to_dict
 from lm.corpus.config import CorpusConfig, SourceConfig
 from lm.corpus.part import Part
 from lm.corpus.readers import find_reader, input_files
@@ -15,14 +14,23 @@ from lm.corpus.readers.inputs import folder_files
 from lm.corpus.readers.opening import check_sha256, watched
 from lm.corpus.record import SUFFIX, Record, write_records
 from lm.corpus.task import Report, Task
+from lm.data.document import Progress
 from lm.errors import DamagedFileError, UsageError
+from lm.extensions import extension_hashes
 from lm.fields import build
 
+_OF_READERS = (
+    "reader",
+    "paths",
+    "text_key",
+    "namespaces",
+    "license",
+)  # what a reader looks at; the rest changes nothing
 _SHOWN = 20  # skipped documents kept per file, to show
 
 
-def read_tasks(work: str, config: CorpusConfig) -> list[Task]:
-    """Return a task per input file, source by source; files at http(s) are downloaded here.
+def read_tasks(work: str, config: CorpusConfig, download: Progress | None = None) -> list[Task]:
+    """Return a task per input file, source by source; files at http(s) are downloaded here, and `download` is told.
 
     Raises:
       UsageError, ConfigError: nothing is at a path, or there is no such reader.
@@ -38,19 +46,31 @@ def read_tasks(work: str, config: CorpusConfig) -> list[Task]:
                 "version": version_of(file.path),
                 "sha256": file.sha256,
                 "name": name,
-                "source": to_dict(source),
+                "source": {field: getattr(source, field) for field in _OF_READERS},
+                "code": extension_hashes([source.reader]),
                 "part_bytes": config.part_bytes,
                 "damaged": config.damaged,
             },
             size=file.size,
         )
         for name, source in config.sources.items()
-        for number, file in enumerate(input_files(source, name))
+        for number, file in enumerate(input_files(source, name, download))
     ]
 
 
 def parts_of(tasks: Sequence[Task], results: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Return the parts that read tasks wrote, in order."""
+    """Return the parts that read tasks wrote, in order.
+
+    Raises:
+      UsageError: a source has no documents at all.
+    """
+    found = {task.arguments["name"]: 0 for task in tasks}
+    for task, result in zip(tasks, results, strict=True):
+        found[task.arguments["name"]] += len(result["parts"])
+    if empty := [name for name, count in found.items() if not count]:
+        raise UsageError(
+            f"config.sources.{empty[0]} has no documents: none of its files holds one that its reader can read."
+        )
     return [
         Part(_part(task.out, number), task.arguments["name"], task.key, part["documents"], part["bytes"])
         for task, result in zip(tasks, results, strict=True)
@@ -67,7 +87,6 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
 
     Raises:
       DamagedFileError: the file is damaged, or has another checksum than the config's.
-      UsageError: there are no documents in it.
     """
     source, path = build(SourceConfig, arguments["source"], ""), arguments["path"]
     sha256 = None if storage.is_folder(path) else check_sha256(path, arguments["sha256"])
@@ -102,10 +121,8 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
         except DamagedFileError as error:
             if arguments["damaged"] == "fail":
                 raise
-            damage = str(error)
+            damage = str(error).replace(path, arguments["label"])
     close_part()
-    if not parts and damage is None:
-        raise UsageError(f'"{path}" has no documents that the reader {source.reader!r} can read.')
     return {"parts": parts, "skipped": skipped, "skipped_count": skipped_count, "damage": damage, "sha256": sha256}
 
 

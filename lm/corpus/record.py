@@ -23,7 +23,7 @@ class Record:
       text: what will be trained on; to a markup's renderer, still markup.
       source: the source's name in the config.
       url: where it was published, if known.
-      metadata: anything else, as JSON: `title`, `language`, `licence`, `quality`, …
+      metadata: anything else, as JSON: `title`, `language`, `license`, `quality`, …
     """
 
     id: str
@@ -45,12 +45,9 @@ def encode_records(records: Iterable[Record]) -> bytes:
     """Return records as zstd-compressed JSON lines, the same bytes for the same records."""
     import zstandard
 
-    out = io.BytesIO()
-    with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(out, closefd=False) as writer:
-        for record in records:
-            line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
-            writer.write((valid_unicode(line) + "\n").encode())
-    return out.getvalue()
+    lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":")) for record in records)
+    content = b"".join((valid_unicode(line) + "\n").encode() for line in lines)
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(content)
 
 
 def write_records(path: str, records: Iterable[Record]) -> None:
@@ -67,10 +64,10 @@ def read_records(path: str) -> Iterator[Record]:
     """
     import zstandard
 
-    content = io.BytesIO(storage.read_bytes(path))
+    content = storage.read_bytes(path)
     try:
-        with zstandard.ZstdDecompressor().stream_reader(content) as reader:
-            for line in io.TextIOWrapper(reader, encoding="utf-8", newline="\n"):
-                yield Record(**json.loads(line))
+        # Whole, since parts are small: a stream would take a truncated frame for a short one.
+        for line in io.BytesIO(zstandard.ZstdDecompressor().decompress(content)):
+            yield Record(**json.loads(line))
     except (zstandard.ZstdError, ValueError, TypeError) as error:
         raise DamagedFileError(f'"{path}" is damaged: {error}. Remove it, and run the same command.') from error

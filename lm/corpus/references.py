@@ -28,7 +28,7 @@ def evaluation_task(work: str, config: CorpusConfig) -> Task | None:
     """
     if not config.decontamination.paths:
         return None
-    files = input_files(SourceConfig(reader="jsonl", paths=config.decontamination.paths), "decontamination")
+    files = input_files(SourceConfig(reader="", paths=config.decontamination.paths), "decontamination")
     arguments = {
         "paths": [file.path for file in files],
         "versions": [version_of(file.path) for file in files],

@@ -1,7 +1,8 @@
 """Stages `refine` and `score`: a part's documents one by one through a chain of steps."""
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm import storage
@@ -22,7 +23,7 @@ from lm.corpus.record import SUFFIX, read_records, write_records
 from lm.corpus.references import CLASSIFIER
 from lm.corpus.tally import Tally
 from lm.corpus.task import Report, Task
-from lm.extensions import load_extension
+from lm.extensions import extension_hashes, load_extension
 from lm.fields import build
 
 _BATCH = 256  # records
@@ -70,8 +71,11 @@ def score_tasks(
 
 
 def _about(config: CorpusConfig, part: Part) -> dict[str, Any]:
-    source = config.sources[part.source]
-    return {"name": part.source, "part": part.prefix, "source": to_dict(source), "seed": config.seed}
+    source = to_dict(config.sources[part.source])
+    for later in ("paths", "sha256", "domain", "paragraphs", "max_epochs"):  # changes nothing here
+        del source[later]
+    code = extension_hashes([source["reader"], *source["filters"]])
+    return {"name": part.source, "part": part.prefix, "source": source, "code": code, "seed": config.seed}
 
 
 def refined(parts: Sequence[Part], stage: Sequence[tuple[Task, Mapping[str, Any]]]) -> list[Part]:
@@ -114,9 +118,14 @@ def score(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, A
             Quality(classifier, min_quality=source.min_quality, sample_by_quality=sampled, seed=arguments["seed"])
         )
     if arguments["checkpoint"]:
-        open_scorer = load_extension("perplexity_checkpoint", arguments["scorer"])
-        steps.append(Perplexity(open_scorer(arguments["checkpoint"]), source.max_bits_per_byte))
+        score_texts = _scorer(arguments["scorer"], arguments["checkpoint"], arguments["version"])
+        steps.append(Perplexity(score_texts, source.max_bits_per_byte))
     return _through(steps, arguments, out, report)
+
+
+@functools.lru_cache(maxsize=1)  # a process opens and compiles it once
+def _scorer(name: str, checkpoint: str, version: str | None) -> Callable[[list[str]], list[float]]:
+    return load_extension("perplexity_checkpoint", name)(checkpoint)
 
 
 def _through(steps: list, arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:

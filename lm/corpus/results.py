@@ -1,5 +1,6 @@
 """What the stages said, put together for the manifest and the card."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ from lm.corpus.config import CorpusConfig
 from lm.corpus.filters import thresholds_table
 from lm.corpus.tally import merge
 from lm.corpus.task import Task
-from lm.data.mixture import fixed, proportional, temperature
+from lm.data.mixture import cap_rows, fixed, proportional, temperature
+from lm.errors import ConfigError, UsageError
 
 Results = Sequence[tuple[Task, Mapping[str, Any]]]  # a stage's tasks and their stats
 
@@ -19,8 +21,18 @@ def mixture_of(config: CorpusConfig, tokens: Mapping[str, int]) -> dict[str, Any
     Args:
       config: says how domains are weighted; a domain's epochs are those that all its sources allow.
       tokens: of the train split, by domain.
+
+    Raises:
+      UsageError: no domain that has a weight has tokens.
     """
     known = {domain: count for domain, count in tokens.items() if count}
+    weighted = (
+        known if config.weighting != "fixed" else {name for name, weight in config.weights if weight and name in known}
+    )
+    if not weighted:
+        raise UsageError(
+            "no text is left to train on in a domain with a weight: lower validation_fraction, or filter less."
+        )
     if config.weighting == "fixed":
         weights = fixed((domain, weight) for domain, weight in config.weights if domain in known)
     elif config.weighting == "temperature":
@@ -36,10 +48,13 @@ def mixture_of(config: CorpusConfig, tokens: Mapping[str, int]) -> dict[str, Any
 
 
 def mixture_card(config: CorpusConfig, mixture: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Return the card's mixture: how often a run over as many tokens as there are sees each domain."""
-    total = sum(tokens.values())
-    epochs = {domain: weight * total / tokens[domain] for domain, weight in mixture["weights"].items()}
-    return {"weighting": config.weighting, "weights": mixture["weights"], "epochs": epochs, "tokens": total}
+    """Return the card's mixture: how often a run over as many tokens as there are sees each domain, within its cap."""
+    total, weights = sum(tokens.values()), mixture["weights"]
+    limits = {domain: int(epochs * tokens[domain]) for domain, epochs in mixture["max_epochs"].items()}
+    with contextlib.suppress(ConfigError):  # caps that such a run cannot keep: training will say so
+        weights = {domain: float(share) for domain, share in cap_rows(weights, limits, total).items()}
+    epochs = {domain: weight * total / tokens[domain] for domain, weight in weights.items()}
+    return {"weighting": config.weighting, "weights": weights, "epochs": epochs, "tokens": total}
 
 
 def tokens_by(field: str, written: Results, splits: Iterable[str]) -> dict[str, int]:

@@ -33,7 +33,8 @@ class Task:
       out: path prefix of what it writes: files named `out + anything`; its result is `out + ".json"`.
       function: of a module's top level: `function(arguments, out, report) -> stats`. Writes files, each whole or not at
         all (`storage.write_atomic`), the same bytes for the same arguments and input files; stats are JSON.
-      arguments: JSON; decides the output, together with the input files that it names.
+      arguments: JSON; decides the output, together with the input files that it names and this package's code: after a
+        change of that, begin in a new folder.
       inputs: keys of the tasks whose files it reads.
       size: bytes of input, for progress.
     """
@@ -46,7 +47,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Changes with anything that changes the task's output."""
+        """Changes with all that decides the task's output, but for this package's code."""
         about = [f"{self.function.__module__}:{self.function.__qualname__}", self.arguments, self.inputs]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -60,6 +61,7 @@ class Task:
 
     def run(self, report: Report = lambda done: None) -> dict[str, Any]:
         """Do the task and say that it is done; returns its stats."""
+        storage.remove(self.out + ".json")  # of an earlier config, whose files are overwritten now
         stats = self.function(self.arguments, self.out, report)
         storage.write_atomic(self.out + ".json", json.dumps({"key": self.key, "stats": stats}) + "\n")
         return stats

@@ -68,7 +68,7 @@ def _headline(card: Card) -> list[tuple[str, str, str]]:
         count = found.get("exact", 0) + found.get("near", 0)
         figures.append(("Duplicates dropped", compact(count), f"{compact(found.get('near', 0))} of them near"))
     if card["seconds"]:
-        figures.append(("Built in", duration(sum(card["seconds"].values())), ""))
+        figures.append(("Last start took", duration(sum(card["seconds"].values())), ""))
     return figures
 
 

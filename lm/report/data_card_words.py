@@ -112,7 +112,9 @@ def card_text(card: Card) -> str:
     lines = [f"corpus     {card['name']}", f"hash       {card['hash']}", f"command    {card['command']}"]
     tokenizer = card["tokenizer"]
     lines.append("tokenizer  " + ", ".join(f"{name} {value}" for name, value in tokenizer.items() if value is not None))
-    lines.append(f"built      {card['created']}, lm {card['lm_version']}, in {duration(sum(card['seconds'].values()))}")
+    lines.append(
+        f"built      {card['created']}, lm {card['lm_version']}; its last start took {duration(sum(card['seconds'].values()))}"
+    )
     lines += [f"ATTENTION  {problem}" for problem in problems(card)]
     lines += ["", *(sentence for _, sentence in verdict(card)), *doubts(card), ""]
     lines.append(f"{'split':<16}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}")

@@ -26,6 +26,11 @@ def die(arguments, out, report):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def spoil(arguments, out, report):
+    double(arguments, out, report)
+    raise LmError("no more room.")
+
+
 def die_once(arguments, out, report):
     if storage.create(out + ".seen", ""):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -13,8 +13,6 @@ from lm.corpus.task import Task
 from lm.errors import DamagedFileError, LmError, UsageError
 from lm.storage import read_bytes
 
-pytest.importorskip("xxhash", reason="needs the extra data")
-
 LONG = "When the ferry had left the harbour, nobody on the pier noticed that an old grey dog was still waiting."
 SHORT = "A kettle of tea boils faster than it cools"  # 9 words
 TINY = "The cat sat on the mat"

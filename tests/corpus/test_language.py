@@ -6,8 +6,6 @@ from lm.corpus.language import Language, identify, sample
 from lm.corpus.record import Record
 from lm.errors import ConfigError
 
-pytest.importorskip("py3langid", reason="needs the extra data")
-
 ENGLISH = "The committee will meet again next week to discuss the report that was published in the spring. "
 GERMAN = "Der Ausschuss wird nächste Woche wieder tagen, um den im Frühjahr veröffentlichten Bericht zu besprechen. "
 

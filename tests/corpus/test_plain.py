@@ -146,7 +146,7 @@ def test_a_text_file_that_cannot_be_used_is_skipped(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     import pyarrow.parquet as pq
 
     def write(rows, **options) -> str:

@@ -12,8 +12,6 @@ from lm.corpus.record import Record
 from lm.errors import DamagedFileError, UsageError
 from lm.storage import read_bytes
 
-pytest.importorskip("xxhash", reason="needs the extra data")
-
 SMALL = QualityConfig(buckets=2**12, held_out=0.3)
 
 

@@ -51,3 +51,13 @@ def test_progress_counts_tasks_and_bytes_up_to_the_end(tmp_path):
     stages = Stages(LocalExecutor(1), lambda *at: seen.append(at))
     stages.run("double", [task(tmp_path, "a"), task(tmp_path, "b")])
     assert seen[0] == ("double", (0, 2), (0, 20)) and seen[-1] == ("double", (2, 2), (20, 20))
+
+
+def test_what_another_config_half_overwrote_is_not_trusted_again(tmp_path):
+    stages = Stages(LocalExecutor(1))
+    first = Task(str(tmp_path / "a"), tasks.double, {"text": "a"})
+    stages.run("double", [first])
+    with pytest.raises(LmError):  # overwrites the files, and dies
+        stages.run("double", [Task(first.out, tasks.spoil, {"text": "b"})])
+    stages.run("double", [first])
+    assert (tmp_path / "a.txt").read_text() == "aa"

@@ -10,9 +10,6 @@ from lm.corpus.config import SourceConfig
 from lm.corpus.readers import web
 from lm.errors import DamagedFileError
 
-for library in ("fastwarc", "resiliparse"):
-    pytest.importorskip(library)
-
 PROSE = "The river rises in the hills above the town and runs slowly through wide meadows to the sea. " * 3
 
 

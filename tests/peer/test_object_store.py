@@ -30,6 +30,9 @@ def endpoint():
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # the next module's client would be one of this server
 
 
 @pytest.fixture(scope="module")

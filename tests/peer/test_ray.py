@@ -36,7 +36,7 @@ def test_on_two_ray_nodes_a_corpus_is_the_same_bytes_as_on_local_processes(clust
 
 
 def test_both_nodes_work_and_failures_are_named(cluster, tmp_path):
-    executor = RayExecutor(str(tmp_path), cluster.address)
+    executor = RayExecutor([str(tmp_path)], cluster.address)
     try:
         some = [Task(str(tmp_path / f"{i}"), tasks.where, {}) for i in range(8)]
         assert len({stats["node"] for stats in Stages(executor).run("where", some)}) == 2

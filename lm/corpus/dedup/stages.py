@@ -144,7 +144,11 @@ class _Plan:
 
     def __init__(self, folder: str, parts: list[Part], config: CorpusConfig):
         self._folder, self._parts, self._config, self._seed = folder, parts, config.dedup, config.seed
-        wanted = {name for name, source in config.sources.items() if source.paragraphs and config.dedup.paragraphs}
+        wanted = {
+            name
+            for name, source in config.sources.items()
+            if config.dedup.paragraphs and source.paragraphs and source.reader != "code"  # whose blocks belong together
+        }
         self.with_paragraphs = [index for index, part in enumerate(parts) if part.source in wanted]
         self._layout = _layout(parts, config)
 
@@ -159,7 +163,7 @@ class _Plan:
     def signatures(self) -> list[Task]:
         config = self._config
         near_options = {"bands": config.bands, "rows": config.rows, "words": config.shingle_words, "seed": _SEED}
-        tasks = []
+        tasks, with_paragraphs = [], set(self.with_paragraphs)
         for index, part in enumerate(self._parts):
             arguments = {
                 "part": part.prefix,
@@ -167,7 +171,7 @@ class _Plan:
                 "partitions": self._layout.partitions,
                 "documents": config.exact or config.near,
                 "near": near_options if config.near else None,
-                "paragraphs": config.paragraph_characters if index in self.with_paragraphs else None,
+                "paragraphs": config.paragraph_characters if index in with_paragraphs else None,
             }
             tasks.append(self._task("signatures", index, near.signatures, arguments, [part.key], part.bytes))
         return tasks

@@ -71,15 +71,15 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
         data = stream.read(MAX_BYTES + 1)
         data += stream.read(1)  # raises if the stream ended at damage
     if len(data) > MAX_BYTES:
-        return skip(path, f"larger than {MAX_BYTES:,} bytes")
+        return skip(name_of(path, source), f"larger than {MAX_BYTES:,} bytes")
     text = decode(data)
     if text is None:
-        return skip(path, "it is no text: it holds zero bytes")
+        return skip(name_of(path, source), "it is no text: it holds zero bytes")
     header, body = split_header(text)
     metadata = _metadata(header)
     body = unwrap(_without_markers(_without_credits(body)))
     if not body:
-        return skip(path, "it holds no text")
+        return skip(name_of(path, source), "it holds no text")
     number = metadata.get("gutenberg")
     yield Record(
         name_of(path, source), body, url=number and f"https://www.gutenberg.org/ebooks/{number}", metadata=metadata

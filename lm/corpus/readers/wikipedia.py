@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from lm.corpus.config import SourceConfig
+from lm.corpus.readers.inputs import name_of
 from lm.corpus.readers.opening import open_input
 from lm.corpus.readers.wiki_names import redirect_target
 from lm.corpus.readers.wikitext import Wikitext
@@ -52,7 +53,7 @@ def read(path: str, source: SourceConfig, skip: Callable[[str, str], None]) -> I
                 page = _page(element, site, source.namespaces)
                 if page is None:
                     skip(
-                        f"{path}: {element.findtext('{*}title') or 'page'}",
+                        f"{name_of(path, source)}: {element.findtext('{*}title') or 'page'}",
                         "it has no title, id, revision or namespace",
                     )
                     continue

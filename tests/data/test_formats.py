@@ -239,3 +239,14 @@ def test_a_large_vocabulary_has_32_bits_or_is_refused(tmp_path, name):
     export_tokens(dataset, "train", name, out)
     import_tokens({"train": out}, name, tokenizer, str(tmp_path / "back"))
     assert documents_of(open_data(str(tmp_path / "back"))) == [[5, 65_600]]
+
+
+def test_a_folder_with_a_validation_file_in_it_is_not_trained_on_that(dataset, tmp_path):
+    for split in ("train", "val"):
+        export_tokens(dataset, "train", "nanogpt", str(tmp_path / f"{split}.bin"))
+    paths = {"train": str(tmp_path), "validation": str(tmp_path / "val.bin")}
+    import_tokens(paths, "nanogpt", dataset.tokenizer, str(tmp_path / "back"))
+    counts = open_data(str(tmp_path / "back")).counts
+    assert counts("train")["documents"] == counts("validation")["documents"] == dataset.counts("train")["documents"]
+    with pytest.raises(UsageError, match="another split"):
+        import_tokens({**paths, "train": paths["validation"]}, "nanogpt", dataset.tokenizer, str(tmp_path / "again"))

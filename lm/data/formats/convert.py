@@ -30,7 +30,8 @@ def import_tokens(
     """Make a prepared folder of token files. It appears whole or not at all; memory is bounded by one document.
 
     Args:
-      paths: of each split: a file, a folder or a glob; several files are read in the order of their names.
+      paths: of each split: a file, a folder or a glob; several files are read in the order of their names. What is named
+        for another split is not trained on, if it is in the same folder.
       format_name: one of `lm.data.formats.FORMATS`.
       tokenizer: that the files were made with.
       folder: a new one on this machine.
@@ -47,6 +48,10 @@ def import_tokens(
     if storage.list_names(folder):
         raise UsageError(f'"{folder}" is not empty. Choose a new folder.')
     found = {split: files_at(path, reader.SUFFIX) for split, path in paths.items()}
+    named = {os.path.realpath(file) for split, files in found.items() if split != "train" for file in files}
+    found["train"] = [file for file in found.get("train", ()) if os.path.realpath(file) not in named]  # of a folder's files
+    if "train" in paths and not found["train"]:
+        raise UsageError(f'all files at "{paths["train"]}" are named for another split: name others to train on.')
     dtype, entries, done = token_dtype(tokenizer.vocab_size), {}, 0
     with published(folder) as temporary:
         save(tokenizer, os.path.join(temporary, TOKENIZER))

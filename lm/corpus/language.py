@@ -6,11 +6,12 @@ book: of a long document three pieces are judged, from its beginning, middle and
 
 import collections
 import functools
+import tempfile
 from collections.abc import Collection
 
 from lm.corpus.optional import require
 from lm.corpus.record import Record, Rejection
-from lm.errors import ConfigError, did_you_mean
+from lm.errors import ConfigError, LmError, did_you_mean
 
 _PIECE = 700  # characters
 
@@ -28,7 +29,12 @@ def sample(text: str, piece: int = _PIECE) -> str:
 def _identifier():
     """The model with probabilities, read once per process (0.3 s)."""
     langid = require("py3langid.langid")
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    try:
+        return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    except OSError as error:  # it unpacks its model into a temporary file
+        raise LmError(
+            f"py3langid cannot write its model in {tempfile.gettempdir()}: {error.strerror or error}."
+        ) from error
 
 
 def identify(text: str) -> tuple[str, float]:

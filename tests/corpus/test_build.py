@@ -94,7 +94,7 @@ def test_other_input_files_or_lost_shards_are_noticed_and_a_bad_file_among_many_
     command = ["data", "build", "--config", str(config), "--out", str(out), "--workers", "1"]
     assert main(command) == 0
     books = card_of(out)["sources"]["books"]
-    assert books["stages"][0]["documents"] == 3 and books["skipped"][0]["where"] == "picture.txt"
+    assert books["stages"][0]["documents"] == 3 and books["skipped"][0]["where"] == "books/picture.txt"
     before = contents(out)
     (out / "manifest.json").unlink()
     next(iter(out.glob("wiki-*.bin"))).unlink()

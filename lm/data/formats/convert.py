@@ -49,7 +49,9 @@ def import_tokens(
         raise UsageError(f'"{folder}" is not empty. Choose a new folder.')
     found = {split: files_at(path, reader.SUFFIX) for split, path in paths.items()}
     named = {os.path.realpath(file) for split, files in found.items() if split != "train" for file in files}
-    found["train"] = [file for file in found.get("train", ()) if os.path.realpath(file) not in named]  # of a folder's files
+    found["train"] = [
+        file for file in found.get("train", ()) if os.path.realpath(file) not in named
+    ]  # of a folder's files
     if "train" in paths and not found["train"]:
         raise UsageError(f'all files at "{paths["train"]}" are named for another split: name others to train on.')
     dtype, entries, done = token_dtype(tokenizer.vocab_size), {}, 0

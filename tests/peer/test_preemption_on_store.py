@@ -40,7 +40,7 @@ def shards(cloud, store, monkeypatch, tmp_path):
 
 
 def test_a_sweep_on_two_gke_hosts_has_every_run_once_and_equal(cloud, shards, store, tmp_path, capsys, monkeypatch):
-    size = ["--config.optimizer.num_steps=200"]
+    size = ["--config.optimizer.num_steps=600"]  # long enough for three disturbances
     local = [sys.executable, "-m", "lm", "sweep", "--config", "rates.py", "--workdir", str(tmp_path / "sweep"), *size]
     subprocess.run(local, check=True, capture_output=True, env={**os.environ, "XLA_FLAGS": cloud.flags(1)})
     workdir = "s3://bucket/preemption/sweep"

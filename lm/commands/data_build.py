@@ -89,7 +89,7 @@ def _corpus(args: argparse.Namespace, config) -> dict[str, Any]:
         raise UsageError("--ray-address needs --executor ray.")
     out = _absolute(args.out)
     work = _absolute(args.work) if args.work else storage.join(out, WORK)
-    check_folder(out)
+    check_folder(out, work)
     with Interrupts().installed(), _continues():
         storage.make_folder(out)
         storage.make_folder(work)

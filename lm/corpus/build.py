@@ -15,15 +15,16 @@ from lm.corpus.config import CorpusConfig
 from lm.corpus.dedup.stages import dedup
 from lm.corpus.filters import find_filters
 from lm.corpus.language import Language
+from lm.corpus.part import parts_after
 from lm.corpus.read import parts_of, read_tasks, version_of
 from lm.corpus.readers import find_reader
 from lm.corpus.references import evaluation_task, quality_task
-from lm.corpus.refine import refine_tasks, refined, score_tasks
+from lm.corpus.refine import refine_tasks, score_tasks
 from lm.corpus.shards import shard_tasks, tokenizer_task
 from lm.corpus.stage import Executor, Progress, Stages
 from lm.corpus.task import Task
 from lm.data.build import assemble_manifest
-from lm.data.dataset import MANIFEST, TOKENIZER, read_manifest
+from lm.data.dataset import MANIFEST, TOKENIZER, TOKENIZER_ABOUT, read_manifest
 from lm.data.document import Progress as DownloadProgress
 from lm.errors import UsageError
 from lm.tokenizer import load_tokenizer
@@ -75,12 +76,10 @@ def build_corpus(
             Language(source.languages)
     if config.tokenizer != "train":
         tokenizer_identity(config.tokenizer)
-    evaluations = evaluation_task(work, config)
-    quality_task(work, config, [])
-    if config.perplexity_checkpoint:
-        version_of(config.perplexity_checkpoint)
-    read = read_tasks(work, config, download)
-    identity = _identity(config, read, evaluations)
+    read, evaluations = read_tasks(work, config, download), evaluation_task(work, config)
+    references = [evaluations, quality_task(work, config, [])]
+    model = version_of(config.perplexity_checkpoint) if config.perplexity_checkpoint else None
+    identity = _identity(config, [task.key for task in (*read, *references) if task], model)
     if (card := _finished(identity, out)) is not None:
         return card
     storage.make_folder(out)
@@ -92,7 +91,7 @@ def build_corpus(
     indexed = stages.run("evaluation sets", [evaluations]) if evaluations else []
     refine = refine_tasks(work, config, parts, evaluations)
     tallied = [_zip(refine, stages.run("refine", refine))]
-    parts = refined(parts, tallied[-1])
+    parts = parts_after(parts, tallied[-1])
 
     quality = None
     if config.quality.good or config.perplexity_checkpoint:
@@ -101,7 +100,7 @@ def build_corpus(
             (quality,) = stages.run("quality classifier", [classifier])
         score = score_tasks(work, config, parts, classifier, scorer)
         tallied.append(_zip(score, stages.run("score", score)))
-        parts = refined(parts, tallied[-1])
+        parts = parts_after(parts, tallied[-1])
 
     deduplicated = dedup(work, parts, config, stages.run)
     tallied.append(deduplicated.kept)
@@ -122,7 +121,7 @@ def build_corpus(
     manifest = assemble_manifest(
         results.entries_of(written),
         tokenizer=encoder,
-        source={"name": "corpus", "path": None, "config": identity},
+        source={"name": "corpus", "path": None, "identity": identity},
         fractions=(config.validation_fraction, config.test_fraction),
         mixture=mixture,
     )
@@ -152,9 +151,14 @@ def build_corpus(
     return card
 
 
-def check_folder(out: str) -> None:
-    """Refuse a folder in which something is that no build of a corpus leaves there; raises UsageError."""
-    foreign = [name for name in storage.list_names(out) if not _OURS.fullmatch(name)]
+def check_folder(out: str, work: str) -> None:
+    """Refuse a folder in which something is that no build of a corpus, with this work folder, leaves there.
+
+    Raises:
+      UsageError: so it is.
+    """
+    inside = work.removeprefix(out).strip("/").partition("/")[0]
+    foreign = [name for name in storage.list_names(out) if name != inside and not _OURS.fullmatch(name)]
     if foreign:
         raise UsageError(
             f'"{out}" is not empty, and no corpus: it holds {", ".join(foreign[:3])}. Choose a new folder.'
@@ -165,16 +169,16 @@ def _zip(tasks, stats) -> results.Results:
     return list(zip(tasks, stats, strict=True))
 
 
-def _identity(config: CorpusConfig, read: list[Task], evaluations: Task | None) -> str:
-    """Return a hash of what the config says and of which files it means."""
-    about = [to_dict(config), [task.key for task in read], evaluations.key if evaluations else None]
+def _identity(config: CorpusConfig, *files: Any) -> str:
+    """Return a hash of what the config says and of the versions of the files that it means."""
+    about = [to_dict(config), files]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _forget_lost(out: str, tokenizer: Task, shards: list[Task]) -> None:
     """Have what is done but no longer in the folder done again."""
     names = set(storage.list_names(out))
-    if TOKENIZER not in names:
+    if not {TOKENIZER, TOKENIZER_ABOUT} <= names:
         storage.remove(tokenizer.out + ".json")
     for task in shards:
         entries = (task.result() or {"entries": {}})["entries"]
@@ -198,7 +202,7 @@ def _finished(identity: str, out: str) -> dict[str, Any] | None:
     """
     if MANIFEST not in storage.list_names(out):
         return None
-    if read_manifest(out)["source"].get("config") != identity:
+    if read_manifest(out)["source"].get("identity") != identity:
         raise UsageError(
             f'"{out}" holds other data, or this corpus as another config or other input files made it. Choose a new folder.'
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.corpus.optional import require
+from lm.data.permutation import mix
 
 _KEPT = 1 << 20  # words whose hash is remembered: about 150 MB
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd; 2^64 divided by the golden ratio
@@ -49,13 +50,6 @@ def hash_ngrams(words: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
             parts[n] = total ^ np.uint64(n)
     if not parts:
         return []
-    scrambled = _scrambled(np.concatenate(list(parts.values())))  # at once: documents are short, calls take time
+    scrambled = mix(np.concatenate(list(parts.values())))  # at once: documents are short, calls take time
     ends = dict(zip(parts, np.cumsum([len(part) for part in parts.values()]).tolist(), strict=True))
     return [scrambled[ends[n] - len(parts[n]) : ends[n]] for n in lengths]
-
-
-def _scrambled(x: np.ndarray) -> np.ndarray:
-    """Let every bit depend on all: a product's low bits depend on low bits only (Steele, Lea and Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

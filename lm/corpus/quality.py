@@ -12,7 +12,6 @@ held out whole.
 """
 
 import collections
-import hashlib
 import io
 import json
 import math
@@ -24,6 +23,7 @@ import numpy as np
 
 from lm import storage
 from lm.corpus.config import QualityConfig
+from lm.corpus.draw import point
 from lm.corpus.hashed_words import hash_ngrams, hash_words
 from lm.corpus.record import Record, Rejection
 from lm.errors import DamagedFileError, UsageError
@@ -172,14 +172,8 @@ def _drawn(texts: Iterable[str], seed: int) -> list[str]:
     return kept
 
 
-def _point(*parts: str) -> float:
-    """Return a number in [0, 1) that depends on the parts and nothing else."""
-    digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
 def _held_out(text: str, share: float, seed: int) -> bool:
-    return _point("held out", str(seed), text) < share
+    return point("held out", str(seed), text) < share
 
 
 def _fit(good: Sequence[Sequence[str]], ordinary: Sequence[Sequence[str]], buckets: int) -> Classifier:
@@ -317,7 +311,7 @@ class Quality:
         quality = self._classifier.score(record.text)
         record.metadata["quality"] = round(quality, 4)
         if self._sample:
-            drawn = _point("quality", str(self._seed), record.source, record.id) < quality
+            drawn = point("quality", str(self._seed), record.source, record.id) < quality
             return None if drawn else Rejection("quality/sampled", round(quality, 4))
         if self._min_quality is not None and quality < self._min_quality:
             return Rejection("quality/low", round(quality, 4))

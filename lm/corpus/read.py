@@ -12,7 +12,7 @@ from lm.corpus.part import Part
 from lm.corpus.readers import find_reader, input_files
 from lm.corpus.readers.inputs import folder_files
 from lm.corpus.readers.opening import check_sha256, watched
-from lm.corpus.record import SUFFIX, Record, write_records
+from lm.corpus.record import SUFFIX, Record, utf8_bytes, write_records
 from lm.corpus.task import Report, Task
 from lm.data.document import Progress
 from lm.errors import DamagedFileError, UsageError
@@ -113,7 +113,7 @@ def read_file(arguments: Mapping[str, Any], out: str, report: Report) -> dict[st
         try:
             for record in find_reader(source.reader).read(path, source, skip):
                 record.source = arguments["name"]
-                bytes_here = len(record.text.encode("utf-8", "surrogatepass"))
+                bytes_here = utf8_bytes(record.text)
                 if size + bytes_here > arguments["part_bytes"]:
                     close_part()
                 records.append(record)

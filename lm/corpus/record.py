@@ -3,8 +3,8 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 from lm import storage
 from lm.errors import DamagedFileError
@@ -39,6 +39,26 @@ class Rejection:
 
     rule: str
     value: float | str | None = None
+
+
+class Step(Protocol):
+    """A document step: what is done to one document after another.
+
+    Attributes:
+      name: of the step, as the card calls it.
+      counts: changes made so far, by what they are.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+
+    def __call__(self, record: Record) -> Rejection | None:
+        """Return why the document is dropped, or None; may change it in place."""
+
+
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes a text takes in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def encode_records(records: Iterable[Record]) -> bytes:

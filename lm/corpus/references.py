@@ -1,4 +1,4 @@
-"""Stages `evaluation sets` and `quality`: what documents are compared with, made ready once."""
+"""Stages `evaluation sets` and `quality classifier`: what documents are compared with, made ready once."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

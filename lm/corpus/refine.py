@@ -78,14 +78,6 @@ def _about(config: CorpusConfig, part: Part) -> dict[str, Any]:
     return {"name": part.source, "part": part.prefix, "source": source, "code": code, "seed": config.seed}
 
 
-def refined(parts: Sequence[Part], stage: Sequence[tuple[Task, Mapping[str, Any]]]) -> list[Part]:
-    """Return the parts that a stage made of others, in their order."""
-    return [
-        Part(task.out, part.source, task.key, stats["steps"][-1]["documents"], stats["steps"][-1]["bytes"])
-        for part, (task, stats) in zip(parts, stage, strict=True)
-    ]
-
-
 def refine(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:
     """Take a part's documents through the reader's own steps, cleaning, language, filters and decontamination.
 

@@ -1,11 +1,11 @@
-"""Stages `tokenizer` and `shards`: the documents that are left, to the token shards that training reads."""
+"""Stages `tokenizer` and `tokenize`: the documents that are left, to the token shards that training reads."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm import storage
 from lm.corpus.config import CorpusConfig
+from lm.corpus.draw import point
 from lm.corpus.part import Part
 from lm.corpus.record import SUFFIX, read_records
 from lm.corpus.task import Report, Task
@@ -13,7 +13,6 @@ from lm.data.build import write_shards
 from lm.data.dataset import TOKENIZER
 from lm.data.document import Document
 from lm.data.splits import split_of
-from lm.errors import UsageError
 from lm.tokenizer import load_tokenizer, save, train_bpe
 from lm.tokenizer.files import tokenizer_identity
 
@@ -95,12 +94,10 @@ def train_tokenizer(arguments: Mapping[str, Any], out: str, report: Report) -> d
             for record in read_records(prefix + SUFFIX):
                 read += len(record.text)
                 report(read)
-                is_drawn = _unit(f"{arguments['seed']} {record.source} {record.id}") < arguments["rate"]
+                is_drawn = point("tokenizer", str(arguments["seed"]), record.source, record.id) < arguments["rate"]
                 if is_drawn and record.text and split_of(record.text, *arguments["fractions"]) == "train":
                     yield record.text
 
-    if not arguments["parts"]:
-        raise UsageError("no document is left to train a tokenizer on: look at the card's rejected documents.")
     tokenizer = train_bpe(texts(), arguments["vocab_size"], arguments["pattern"])
     save(tokenizer, storage.join(arguments["folder"], TOKENIZER))
     return {"name": tokenizer.name, "sha256": tokenizer.sha256}
@@ -129,8 +126,3 @@ def tokenize(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str
         progress=report,
     )
     return {"entries": entries}
-
-
-def _unit(text: str) -> float:
-    """Return a point of [0, 1) that a text decides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -19,9 +19,9 @@ import bisect
 import collections
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from lm.corpus.record import Record, Rejection
+from lm.corpus.record import Record, Rejection, Step, utf8_bytes
 
 LENGTH_EDGES = tuple(2**power for power in range(6, 25))  # below 64 bytes, 64 to 128, …, 16 MiB and more
 QUALITY_EDGES = tuple(place / 20 for place in range(21))
@@ -33,15 +33,6 @@ EXCERPT_CHARACTERS = 1000
 _TITLE_CHARACTERS = 300  # of an id, a URL, a title or a value
 
 Stats = dict[str, Any]
-
-
-class Step(Protocol):
-    """A document step."""
-
-    name: str
-    counts: Mapping[str, int]  # changes made so far, by what they are
-
-    def __call__(self, record: Record) -> Rejection | None: ...
 
 
 class Tally:
@@ -75,13 +66,13 @@ class Tally:
             self._bytes += [0] * len(steps)
             self._excerpts += [_Smallest(EXCERPTS) for _ in steps]
         key = self._key(record)
-        text, size = record.text, _size(record.text)
+        text, size = record.text, utf8_bytes(record.text)
         self._count(0, key, text, size)
         self._lengths["read"][bisect.bisect_right(LENGTH_EDGES, size)] += 1
         for place, step in enumerate(steps, 1):
             rejection = step(record)
             if record.text is not text:
-                text, size = record.text, _size(record.text)
+                text, size = record.text, utf8_bytes(record.text)
             if rejection is not None:
                 self._reject(key, record, rejection, size)
                 return None
@@ -223,10 +214,6 @@ def _sample(key: str, record: Record, size: int) -> dict[str, Any]:
         "text": record.text[:SAMPLE_CHARACTERS],
         "bytes": size,
     }
-
-
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _by_key(entry: Mapping[str, Any]) -> str:

@@ -43,13 +43,16 @@ def _feistel(values: np.ndarray, a: int, b: int, keys: tuple[int, ...]) -> np.nd
     a, b = np.uint64(a), np.uint64(b)
     left, right = values // b, values % b  # in Z_a, Z_b
     for first, second in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + _mix(right ^ np.uint64(first)) % a) % a
-        right = (right + _mix(left ^ np.uint64(second)) % b) % b
+        left = (left + mix(right ^ np.uint64(first)) % a) % a
+        right = (right + mix(left ^ np.uint64(second)) % b) % b
     return left * b + right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Scramble 64 bits: the finalizer of SplitMix64 (Steele, Lea and Flood 2014); products wrap around."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def mix(x: np.ndarray) -> np.ndarray:
+    """Scramble uint64s, one to one: the finalizer of SplitMix64 (Steele, Lea and Flood 2014); products wrap around."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x

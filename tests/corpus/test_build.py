@@ -12,7 +12,9 @@ import time
 import pytest
 
 from lm.__main__ import main
+from lm.corpus.build import check_folder
 from lm.data.dataset import open_data
+from lm.errors import UsageError
 from tests.corpus.small_corpus import write_corpus
 
 STAGES = (
@@ -200,3 +202,10 @@ def test_a_signal_ends_a_build_with_42_and_the_same_command_continues(built, tmp
     assert process.wait() == 42
     assert build_process(config, tmp_path / "out").wait() == 0
     assert card_of(tmp_path / "out") == card_of(whole)
+
+
+def test_a_work_folder_inside_the_corpus_may_have_any_name(tmp_path):
+    (tmp_path / "stages").mkdir()
+    check_folder(str(tmp_path), str(tmp_path / "stages" / "deeper"))
+    with pytest.raises(UsageError, match="stages"):
+        check_folder(str(tmp_path), str(tmp_path / "work"))

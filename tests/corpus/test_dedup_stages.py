@@ -35,7 +35,7 @@ def test_the_same_words_in_two_sources_stay_once_and_others_are_not_touched(tmp_
     assert kept_ids(result) == [["wiki:0"], ["web:0", "web:1"]]  # with the commas it is longer
     assert result.about["exact"] == 1 and result.about["near"] == 0
     assert result.about["between"] == [["wiki", "web", 1]]
-    assert result.by_source["wiki"]["before"]["documents"] == 2 and result.by_source["wiki"]["after"]["documents"] == 1
+    assert [step["documents"] for step in result.kept[0][1]["steps"]] == [2, 1]
     assert result.parts[0].documents == 1 and result.parts[0].bytes == len(prose(2))
     task, stats = result.kept[0]
     assert task.arguments["name"] == "wiki" and stats["rejected"] == {"dedup/exact": 1}
@@ -94,7 +94,7 @@ def test_a_paragraph_stays_where_it_stands_first(tmp_path):
         [short, f"{prose(7)}\n\nshort ones may repeat\n\n{other}\n{other}"],
     ]
     assert result.about["paragraphs"] == 3 and result.about["emptied"] == 1
-    assert result.by_source["web"]["after"]["documents"] == 2
+    assert [part.documents for part in result.parts] == [2, 1, 2]
 
 
 def test_paragraphs_of_dropped_documents_do_not_count_as_first(tmp_path):
@@ -145,7 +145,7 @@ def outputs(result):
     for part in result.parts:
         with open(part.path, "rb") as file:
             contents.append(file.read())
-    return contents, result.about, result.by_source
+    return contents, result.about, [stats for _, stats in result.kept]
 
 
 def test_the_order_of_execution_and_the_number_of_partitions_change_nothing(tmp_path):
@@ -153,8 +153,8 @@ def test_the_order_of_execution_and_the_number_of_partitions_change_nothing(tmp_
     straight = outputs(deduplicate(tmp_path / "straight", parts))
     backwards = deduplicate(tmp_path / "back", parts, lambda stage, tasks: run_in_order(stage, tasks, reversed))
     assert outputs(backwards) == straight
-    contents, about, by_source = outputs(deduplicate(tmp_path / "wide", parts, partitions=7))
-    assert contents == straight[0] and by_source == straight[2]
+    contents, about, stats = outputs(deduplicate(tmp_path / "wide", parts, partitions=7))
+    assert contents == straight[0] and stats == straight[2]
     assert about | {"parameters": 0} == straight[1] | {"parameters": 0}
     assert about["near"] > 5 and about["exact"] > 5 and about["paragraphs"] > 5
 

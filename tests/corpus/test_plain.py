@@ -174,7 +174,7 @@ def test_a_parquet_row_without_text_is_skipped_and_a_wrong_column_an_error(write
     records, skipped = read(plain.read_parquet, path)
     assert [found.text for found in records] == ["a", "c"]
     assert [where for where, _ in skipped] == ["a.parquet:2"]
-    with pytest.raises(ConfigError, match="no such column, but text, n"):
+    with pytest.raises(ConfigError, match="has the columns text, n"):
         read(plain.read_parquet, path, text_key="content")
     with pytest.raises(ConfigError, match="holds int64, expected string"):
         read(plain.read_parquet, path, text_key="n")

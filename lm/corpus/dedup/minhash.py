@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lm.corpus.dedup.shingles import mix, odd_constants
+from lm.corpus.dedup.shingles import odd_constants
+from lm.data.permutation import mix
 
 _CHUNK = 256  # shingles at a time: the products of 256 by 120 stay in the cache
 
@@ -55,8 +56,3 @@ class MinHash:
         rows = signatures.reshape(-1, self.bands, self.rows)
         band = np.arange(1, self.bands + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return mix(mix((rows * self._places).sum(axis=2, dtype=np.uint64)) + band)
-
-
-def estimate(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Jaccard similarity that two signatures speak for: the share of equal entries."""
-    return float((a == b).mean())

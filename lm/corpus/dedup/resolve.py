@@ -119,9 +119,8 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
         paragraphs), `seed`, `name` (the source's).
 
     Returns:
-      a `lm.corpus.tally.Tally`'s stats, of the step `dedup`, whose rules are `dedup/exact`, `dedup/near` and
-      `dedup/emptied`; and `before`, `after`: documents and bytes (UTF-8) each; `exact`, `near`, `emptied`: documents
-      dropped, the last for having lost all paragraphs; `paragraphs`: dropped from documents that were not dropped before.
+      a `lm.corpus.tally.Tally`'s stats, of the step `dedup`: its rules are `dedup/exact`, `dedup/near` and `dedup/emptied`
+      (of documents that lost all paragraphs), its change `dedup/paragraphs`, of documents that were not dropped before.
     """
     group, index = arguments["group"], arguments["index"]
     dropped: dict[int, str] = {}
@@ -140,17 +139,14 @@ def keep(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, An
             position_of(found["ids"][here]).tolist(), found["numbers"][here].tolist(), strict=True
         ):
             repeated.setdefault(position, set()).add(number)
-    step, tally, kept = _Drop(dropped, repeated), Tally(arguments["seed"]), []
-    before, after, done = Counter(documents=0, bytes=0), Counter(documents=0, bytes=0), 0
+    step, tally, kept, done = _Drop(dropped, repeated), Tally(arguments["seed"]), [], 0
     for record in read_records(arguments["part"] + SUFFIX):
         done += len(record.text)
         report(done)
-        before.update(documents=1, bytes=_bytes(record.text))
         if tally.run([step], record) is not None:
-            after.update(documents=1, bytes=_bytes(record.text))
             kept.append(record)
     write_records(out + SUFFIX, kept)
-    return tally.stats() | {"before": dict(before), "after": dict(after), **step.dropped, **step.counts}
+    return tally.stats()
 
 
 class _Drop:
@@ -160,7 +156,7 @@ class _Drop:
 
     def __init__(self, documents: Mapping[int, str], paragraphs: Mapping[int, set[int]]):
         self._documents, self._paragraphs, self._position = documents, paragraphs, -1
-        self.dropped, self.counts = Counter(exact=0, near=0, emptied=0), Counter(paragraphs=0)
+        self.counts = Counter(paragraphs=0)
 
     def __call__(self, record: Record) -> Rejection | None:
         self._position += 1
@@ -172,19 +168,12 @@ class _Drop:
                 record.text = text
             else:
                 why = "emptied"
-        if why is None:
-            return None
-        self.dropped[why] += 1
-        return Rejection(f"dedup/{why}")
+        return Rejection(f"{self.name}/{why}") if why else None
 
 
 def _of_part(ids: np.ndarray, part: int) -> slice:
     """Return where a part's documents are among ascending ids."""
     return slice(*np.searchsorted(ids, np.array([first_id(part), first_id(part + 1)])))
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def examples(arguments: Mapping[str, Any], out: str, report: Report) -> dict[str, Any]:

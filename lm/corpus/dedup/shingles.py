@@ -16,6 +16,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from lm.corpus.optional import require
+from lm.data.permutation import mix
 
 _NUMBER = re.compile(r"\d+(?:[.,،٫⎖⎗⎘]\d+)?")
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
@@ -124,16 +125,6 @@ def find_words(texts: Sequence[str]) -> Words:
     spaced = np.append(0, np.cumsum(characters + (characters > 0)))  # each token's words with a space after them
     lengths = np.maximum(np.diff(spaced[bounds]) - 1, 0)
     return Words(np.frombuffer(_tokens.hashes, np.uint64)[begin], np.append(0, ends)[bounds], lengths)
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """Scramble uint64s, one to one: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
-    x = x ^ (x >> np.uint64(30))
-    x *= np.uint64(0xBF58476D1CE4E5B9)  # products wrap around
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 @functools.lru_cache

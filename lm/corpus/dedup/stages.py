@@ -43,11 +43,10 @@ from lm import storage
 from lm.corpus.config import CorpusConfig
 from lm.corpus.dedup import near, resolve
 from lm.corpus.dedup.minhash import s_curve
-from lm.corpus.part import Part
+from lm.corpus.part import Part, parts_after
 from lm.corpus.task import Task
 
 EXAMPLES = 20  # pairs
-_COUNTS = ("exact", "near", "emptied", "paragraphs")
 _SEED = 1  # of the signatures
 _PARTITION_ROWS = 2**24  # of 24 bytes
 _VERIFIER_BYTES = 2**30  # of shingles
@@ -63,8 +62,6 @@ class DedupResult:
 
     Attributes:
       parts: of the documents that stay, one for each part given, in their order.
-      by_source: {source: {"before", "after": {"documents", "bytes"}, "exact", "near", "emptied", "paragraphs"}}; the
-        first three numbers are documents dropped (`emptied`: all their paragraphs were).
       about: for the card: `exact`, `near`, `emptied`, `paragraphs`, `candidates`, `verified` (pairs), `clusters`:
         {"sizes": {documents: clusters}}, `between`: [[source of the dropped, of the kept, documents]], `parameters`
         with `s_curve`, `pairs`: [{"jaccard", "a": {"source", "id", "text"}, "b": …}].
@@ -72,7 +69,6 @@ class DedupResult:
     """
 
     parts: list[Part]
-    by_source: dict[str, dict[str, Any]]
     about: dict[str, Any]
     kept: list[tuple[Task, dict[str, Any]]]
 
@@ -102,7 +98,7 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
     options = config.dedup
     asked = options.exact or options.near
     if not parts or not (asked or plan.with_paragraphs):
-        return DedupResult(list(parts), _unchanged(parts), _about(config, {}, Counter(), [], []), [])
+        return DedupResult(list(parts), _about(config, {}, Counter(), [], []), [])
     signatures = plan.signatures()
     run("signatures", signatures)
     clusters, found, verified = None, {}, []
@@ -127,16 +123,8 @@ def dedup(work: str, parts: Sequence[Part], config: CorpusConfig, run: Run) -> D
     if found.get("examples"):
         (shown,) = run("examples", [plan.examples(found["examples"])])
         pairs = shown["pairs"]
-    left = [
-        Part(task.out, part.source, task.key, stats["after"]["documents"], stats["after"]["bytes"])
-        for task, part, stats in zip(keeps, parts, kept, strict=True)
-    ]
-    by_source = _by_source(parts, kept)
-    totals = Counter()
-    for stats in kept:
-        totals.update({name: stats[name] for name in _COUNTS})
-    about = _about(config, found, totals, verified, pairs)
-    return DedupResult(left, by_source, about, list(zip(keeps, kept, strict=True)))
+    done = list(zip(keeps, kept, strict=True))
+    return DedupResult(parts_after(parts, done), _about(config, found, _totals(kept), verified, pairs), done)
 
 
 class _Plan:
@@ -302,23 +290,13 @@ def _keys(tasks: list[Task]) -> str:
     return hashlib.sha256(" ".join(task.key for task in tasks).encode()).hexdigest()[:32]
 
 
-def _by_source(parts: Sequence[Part], kept: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {}
-    for part, stats in zip(parts, kept, strict=True):
-        about = out.setdefault(
-            part.source, {name: Counter() for name in ("before", "after")} | dict.fromkeys(_COUNTS, 0)
-        )
-        for name in ("before", "after"):
-            about[name].update(stats[name])
-        for name in _COUNTS:
-            about[name] += stats[name]
-    return out
-
-
-def _unchanged(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
-    nothing = dict.fromkeys(_COUNTS, 0)
-    sizes = [{"documents": part.documents, "bytes": part.bytes} for part in parts]
-    return _by_source(parts, [{"before": size, "after": size, **nothing} for size in sizes])
+def _totals(kept: list[dict[str, Any]]) -> Counter:
+    """Return the documents dropped by why, and the paragraphs dropped of those that were not."""
+    totals = Counter()
+    for stats in kept:
+        totals.update({why: stats["rejected"].get(f"dedup/{why}", 0) for why in ("exact", "near", "emptied")})
+        totals["paragraphs"] += stats["changes"].get("dedup/paragraphs", 0)
+    return totals
 
 
 def _about(
@@ -327,7 +305,7 @@ def _about(
     options = config.dedup
     curve = s_curve(options.bands, options.rows, [step / 20 for step in range(21)])
     return {
-        **{name: totals[name] for name in _COUNTS},
+        **{name: totals[name] for name in ("exact", "near", "emptied", "paragraphs")},
         "candidates": sum(stats["candidates"] for stats in verified),
         "verified": sum(stats["verified"] for stats in verified),
         "clusters": {"sizes": found.get("sizes", {})},

@@ -1,28 +1,16 @@
 """The published filters: Gopher's, C4's and FineWeb's, each a document step with its thresholds from one table."""
 
-import collections
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from lm.corpus.filters.c4 import C4
 from lm.corpus.filters.fineweb import FinewebQuality
 from lm.corpus.filters.gopher import GopherQuality, GopherRepetition
 from lm.corpus.filters.table import thresholds_table
-from lm.corpus.record import Record, Rejection
+from lm.corpus.record import Step
 from lm.errors import ConfigError, did_you_mean
 from lm.extensions import load_extension
 
 __all__ = ["FILTERS", "Step", "find_filters", "thresholds_table"]
-
-
-class Step(Protocol):
-    """What is done to one document after another."""
-
-    name: str
-    counts: collections.Counter[str]  # of changes made
-
-    def __call__(self, record: Record) -> Rejection | None:
-        """Return why the document is dropped, or None; may change it in place."""
 
 
 Factory = Callable[[str], Step]  # called with the documents' language

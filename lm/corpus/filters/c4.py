@@ -3,7 +3,7 @@
 import collections
 import re
 
-from lm.corpus.filters.table import thresholds
+from lm.corpus.filters.base import Filter
 from lm.corpus.filters.words import count_sentences
 from lm.corpus.record import Record, Rejection
 
@@ -12,26 +12,15 @@ _TERMINAL, _ELLIPSIS = (".", "?", "!", '"', "'"), "..."
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
-class C4:
+class C4(Filter):
     """Drops lines that are no text, and documents of which too little is left.
 
     The text of a document that stays is its lines that stay, without white space around them and without citation marks;
     `counts` says how many lines each rule dropped and how many marks went, in documents that stayed.
-    The rule about lines without final punctuation is off, as in FineWeb; `terminal_punctuation=1` turns it on.
-
-    Args:
-      language: decides what a sentence is.
-      changes: thresholds by rule in place of the published ones, see `lm.corpus.filters.table`; 0 turns a rule off.
-
-    Raises:
-      ConfigError: an unknown rule.
+    The rule about lines without final punctuation is off, as in FineWeb; `terminal_punctuation=1` turns it on; 0 turns any rule off.
     """
 
     name = "c4"
-
-    def __init__(self, language: str = "en", **changes: float):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._language, self._limits = language, thresholds(self.name, changes)
 
     def __call__(self, record: Record) -> Rejection | None:
         """Return why the document is dropped, or None after changing its text."""

@@ -1,29 +1,15 @@
 """FineWeb's own filter (Penedo et al. 2024, arXiv:2406.17557, the additional heuristic filters), as datatrove defines it."""
 
-import collections
-
+from lm.corpus.filters.base import Filter
 from lm.corpus.filters.gopher import duplicates
-from lm.corpus.filters.table import thresholds
 from lm.corpus.filters.words import TERMINAL, analyse
 from lm.corpus.record import Record, Rejection
 
 
-class FinewebQuality:
-    """Drops documents that are lists, or whose lines are cut, short or repeated.
-
-    Args:
-      language: decides what a word is.
-      changes: thresholds by rule in place of the published ones, see `lm.corpus.filters.table`.
-
-    Raises:
-      ConfigError: an unknown rule.
-    """
+class FinewebQuality(Filter):
+    """Drops documents that are lists, or whose lines are cut, short or repeated."""
 
     name = "fineweb_quality"
-
-    def __init__(self, language: str = "en", **changes: float):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._language, self._limits = language, thresholds(self.name, changes)
 
     def __call__(self, record: Record) -> Rejection | None:
         """Return why the document is dropped, or None; the first rule broken counts."""
@@ -46,6 +32,3 @@ class FinewebQuality:
         if newlines > limits["newlines"]:
             return self._reject("newlines", newlines)
         return None
-
-    def _reject(self, rule: str, value: float) -> Rejection:
-        return Rejection(f"{self.name}/{rule}", round(value, 4))

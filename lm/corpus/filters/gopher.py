@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from lm.corpus.filters.table import thresholds
+from lm.corpus.filters.base import Filter
 from lm.corpus.filters.words import Analysis, analyse, is_symbol
 from lm.corpus.record import Record, Rejection
 
@@ -15,22 +15,10 @@ _TOP_N, _DUPLICATE_N = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 _PARAGRAPH_END, _LINE_END = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
 
-class GopherQuality:
-    """Drops documents that do not look like running text.
-
-    Args:
-      language: what the documents are in; words that are stop words are asked for in English ("en") only.
-      changes: thresholds by rule in place of the published ones, see `lm.corpus.filters.table`.
-
-    Raises:
-      ConfigError: an unknown rule.
-    """
+class GopherQuality(Filter):
+    """Drops documents that do not look like running text. Stop words are asked for in English only."""
 
     name = "gopher_quality"
-
-    def __init__(self, language: str = "en", **changes: float):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._language, self._limits = language, thresholds(self.name, changes)
 
     def __call__(self, record: Record) -> Rejection | None:
         """Return why the document is dropped, or None; the first rule broken counts."""
@@ -68,26 +56,11 @@ class GopherQuality:
             return self._reject("stop_words", stop_words)
         return None
 
-    def _reject(self, rule: str, value: float) -> Rejection:
-        return Rejection(f"{self.name}/{rule}", round(value, 4))
 
-
-class GopherRepetition:
-    """Drops documents that repeat themselves: paragraphs, lines, n-grams of words.
-
-    Args:
-      language: decides what a word is.
-      changes: thresholds by rule in place of the published ones, see `lm.corpus.filters.table`.
-
-    Raises:
-      ConfigError: an unknown rule.
-    """
+class GopherRepetition(Filter):
+    """Drops documents that repeat themselves: paragraphs, lines, n-grams of words."""
 
     name = "gopher_repetition"
-
-    def __init__(self, language: str = "en", **changes: float):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._language, self._limits = language, thresholds(self.name, changes)
 
     def __call__(self, record: Record) -> Rejection | None:
         """Return why the document is dropped, or None; the first rule broken counts."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from lm import storage
 from lm.corpus.config import SourceConfig
-from lm.corpus.readers import licenses
+from lm.corpus.readers import Skip, licenses
 from lm.corpus.readers.code_rules import steps  # noqa: F401  (what a reader's module may have)
 from lm.corpus.readers.inputs import VERSION_CONTROL, folder_files, name_of
 from lm.corpus.readers.languages import language_of
@@ -35,8 +35,6 @@ _META_TYPES = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _META_BYTES = 1 << 20  # of a tar's long names and extended headers, which tarfile reads whole
-
-Skip = Callable[[str, str], None]
 
 
 def read(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:

@@ -3,22 +3,23 @@
 import codecs
 import datetime
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lm import storage
 from lm.corpus.config import SourceConfig
 from lm.corpus.optional import require
+from lm.corpus.readers import Skip
 from lm.corpus.readers.inputs import name_of
 from lm.corpus.readers.opening import TooLong, lines, open_input
 from lm.corpus.record import Record
-from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
+from lm.data.sources.parquet import BUFFER_BYTES, check_column, reading
+from lm.errors import ConfigError, DamagedFileError, UsageError
 
 MAX_TEXT_BYTES = 1 << 28  # of a text file
 MAX_LINE_BYTES = 1 << 25  # of a line of JSON; parsed it takes several times as much
 _FIRST = 100  # documents of which one must have a text
 _BATCH_ROWS = 64
-_BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
 
 # Fields as C4 (url, timestamp), Dolma (id, source, created, added, metadata) and FineWeb (id, url, date, language) name
 # them; the first of a kind that is there counts.
@@ -32,8 +33,6 @@ _METADATA = {
     "language": ("language", "lang"),
 }
 _NESTED = "metadata"
-
-Skip = Callable[[str, str], None]
 
 
 def read_text(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record]:
@@ -106,24 +105,21 @@ def read_parquet(path: str, source: SourceConfig, skip: Skip) -> Iterator[Record
       DamagedFileError: it cannot be read; all rows before have been yielded.
       UsageError, LmError: nothing is there, it cannot be opened, or pyarrow is not installed.
     """
-    pyarrow, pq = require("pyarrow"), require("pyarrow.parquet")
+    pq = require("pyarrow.parquet")
     name, row = name_of(path, source), 0
     known = {source.text_key, _NESTED, *_URL, *(key for keys in _METADATA.values() for key in keys)}
-    try:
-        with _opened(path) as raw, pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            _check_column(path, file.schema_arrow, source.text_key)
-            columns = [column for column in file.schema_arrow.names if column in known]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                for fields in batch.to_pylist():
-                    row += 1
-                    if (record := _record(f"{name}:{row}", fields, source, skip)) is not None:
-                        yield record
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise _damaged(path, row, error) from error
-    except OSError as error:
-        if error.errno is None:  # pyarrow's own, for damaged content
-            raise _damaged(path, row, error) from error
-        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+    with (
+        reading(path, lambda: row),
+        _opened(path) as raw,
+        pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
+    ):
+        check_column(path, file.schema_arrow, source.text_key, "text_key")
+        columns = [column for column in file.schema_arrow.names if column in known]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            for fields in batch.to_pylist():
+                row += 1
+                if (record := _record(f"{name}:{row}", fields, source, skip)) is not None:
+                    yield record
 
 
 def _opened(path: str):
@@ -134,20 +130,6 @@ def _opened(path: str):
             return storage.filesystem(path).open(path, "rb")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f'no file "{path}". Check the path.') from error
-
-
-def _check_column(path: str, schema, key: str) -> None:
-    kinds = require("pyarrow.types")
-    if key not in schema.names:
-        raise ConfigError(f'text_key={key!r}: "{path}" has no such column, but {", ".join(schema.names)}.')
-    kind = schema.field(key).type
-    plain = kind.value_type if kinds.is_dictionary(kind) else kind
-    if not (kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)):
-        raise ConfigError(f'text_key={key!r}: that column of "{path}" holds {kind}, expected string.')
-
-
-def _damaged(path: str, row: int, error: Exception) -> DamagedFileError:
-    return DamagedFileError(f'"{path}" is damaged after row {row}: {" ".join(str(error).split())}. Get it again.')
 
 
 class _FirstLines:

@@ -8,11 +8,12 @@ at the first malformed one; HTTP and its encodings are fastwarc's work, HTML res
 import codecs
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from lm.corpus.config import SourceConfig
 from lm.corpus.optional import require
+from lm.corpus.readers import Skip
 from lm.corpus.readers.inputs import name_of
 from lm.corpus.readers.opening import open_input
 from lm.corpus.record import Record
@@ -29,8 +30,6 @@ _UNNESTED = frozenset(  # elements that hold nothing, or that the next of their 
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"}
     | {"p", "li", "dt", "dd", "tr", "td", "th", "option", "thead", "tbody", "tfoot"}
 )
-
-Skip = Callable[[str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The source `parquet`: a document per row."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 from lm.config import DataConfig
 from lm.data.document import Document
@@ -8,7 +9,7 @@ from lm.data.sources.files import config_files, relative_name
 from lm.errors import ConfigError, DamagedFileError, LmError, UsageError
 
 _BATCH_ROWS = 256
-_BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
+BUFFER_BYTES = 1 << 20  # a column is read in such pieces, not as a whole row group
 
 
 def parquet_files(config: DataConfig) -> list[str]:
@@ -25,7 +26,6 @@ def parquet(config: DataConfig) -> Iterator[Document]:
       DamagedFileError: a file cannot be read, or a row has no text; names file and row.
     """
     try:
-        import pyarrow
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError(
@@ -34,36 +34,53 @@ def parquet(config: DataConfig) -> Iterator[Document]:
 
     for path in parquet_files(config):
         name, row = relative_name(path, config), 0
-        try:
-            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-                _check_column(path, file.schema_arrow, config.text_key)
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[config.text_key]):
-                    for text in batch.column(0).to_pylist():
-                        row += 1
-                        if text is None:
-                            raise DamagedFileError(
-                                f'{path}: row {row} has no text under "{config.text_key}" (it is null). '
-                                "Filter such rows out, or set config.data.text_key."
-                            )
-                        yield Document(text, f"{name}:{row}")
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise _damaged(path, row, error) from error
-        except OSError as error:
-            if error.errno is None:  # pyarrow's own, for damaged content
-                raise _damaged(path, row, error) from error
-            raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+        with reading(path, lambda: row), pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:  # noqa: B023
+            check_column(path, file.schema_arrow, config.text_key)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[config.text_key]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if text is None:
+                        raise DamagedFileError(
+                            f'{path}: row {row} has no text under "{config.text_key}" (it is null). '
+                            "Filter such rows out, or set config.data.text_key."
+                        )
+                    yield Document(text, f"{name}:{row}")
 
 
-def _check_column(path: str, schema, key: str) -> None:
+@contextlib.contextmanager
+def reading(path: str, row: Callable[[], int]) -> Iterator[None]:
+    """Turn what pyarrow raises within the block into one line.
+
+    Args:
+      path: of the file.
+      row: returns the last row that was read.
+
+    Raises:
+      DamagedFileError: its content is damaged.
+      LmError: it cannot be read.
+    """
+    import pyarrow
+
+    def damaged(error: Exception) -> DamagedFileError:
+        return DamagedFileError(f'"{path}" is damaged after row {row()}: {" ".join(str(error).split())}. Get it again.')
+
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise damaged(error) from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's own, for damaged content
+            raise damaged(error) from error
+        raise LmError(f'cannot read "{path}": {error.strerror or error}.') from error
+
+
+def check_column(path: str, schema, key: str, field: str = "config.data.text_key") -> None:
+    """Refuse a column that is not there or holds no text; raises ConfigError. `field`: the config's, that names it."""
     import pyarrow.types as kinds
 
     if key not in schema.names:
-        raise ConfigError(f'config.data.text_key={key!r}: "{path}" has the columns {", ".join(schema.names)}.')
+        raise ConfigError(f'{field}={key!r}: "{path}" has the columns {", ".join(schema.names)}.')
     kind = schema.field(key).type
     plain = kind.value_type if kinds.is_dictionary(kind) else kind
     if not (kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)):
-        raise ConfigError(f'config.data.text_key={key!r}: that column of "{path}" holds {kind}, expected string.')
-
-
-def _damaged(path: str, row: int, error: Exception) -> DamagedFileError:
-    return DamagedFileError(f'"{path}" is damaged after row {row}: {" ".join(str(error).split())}')
+        raise ConfigError(f'{field}={key!r}: that column of "{path}" holds {kind}, expected string.')

@@ -8,7 +8,7 @@ wikiextractor (AGPL, installed in an environment of its own) is a program of its
 process, and its time is that of the program and its children.
 
 Measured on two shared CPU cores (AVX2), Python 3.11.7, mwparserfromhell 0.7.2, wikiextractor 3.1.0, on gensim's
-206-page cut of an English dump of 2016 (98 articles, 5.7 MB of wikitext): ours 6.5 MB/s, 0.08 marks per article, all
+206-page cut of an English dump of 2016 (98 articles, 5.7 MB of wikitext): ours 6.5 MB/s (again, quiet: 6.6 and 3.7 times strip_code), 0.08 marks per article, all
 eight of them braces of TeX (0.00 without its mathematics); strip_code 1.5 MB/s, 9.7 per article, 911 of them
 `thumb|`; wikiextractor, XML included, 2.7 MB/s, 0.02 per article, in 8 % less text.
 """
